@@ -1,0 +1,1 @@
+"""Side-by-side measurements against peers; run them with `python -m benchmarks`."""
