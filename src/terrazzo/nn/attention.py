@@ -1,0 +1,82 @@
+"""Self-attention over packed documents.
+
+Shapes: T packed tokens, D width, N heads, H head width, M selected tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from terrazzo.nn.backends import BACKENDS, default_backend
+from terrazzo.nn.config import EncoderConfig
+from terrazzo.nn.linear import StackedLinear
+from terrazzo.nn.positions import alibi_slopes, rotate, rotations
+from terrazzo.packed import Packed
+
+
+@dataclass
+class AttentionContext:
+    """What all layers share about one batch: plans by window and rotations by base, made on first use."""
+
+    batch: Packed
+    slopes_N: Tensor | None
+    backend: str
+    _plans: dict[int | None, Any] = field(default_factory=dict)
+    _rotations: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, batch: Packed, config: EncoderConfig, backend: str | None) -> AttentionContext:
+        """The context of a batch for an encoder of this config; `backend` None takes the device's default."""
+        slopes_N = alibi_slopes(config.num_heads) if config.positions == "alibi" else None
+        return cls(batch, slopes_N, backend or default_backend(batch.device))
+
+    def plan(self, window: int | None) -> Any:
+        """The backend's plan for layers of this window."""
+        if window not in self._plans:
+            self._plans[window] = BACKENDS[self.backend].plan(self.batch, self.slopes_N, window)
+        return self._plans[window]
+
+    def rotation(self, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of every token's position."""
+        if theta not in self._rotations:
+            self._rotations[theta] = rotations(self.batch.positions_T, head_width, theta)
+        return self._rotations[theta]
+
+    def attend(self, qkv_T3NH: Tensor, window: int | None, dropout: float) -> Tensor:
+        """Attention output `(T, N * H)`."""
+        return BACKENDS[self.backend].attend(qkv_T3NH, self.plan(window), dropout)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a fused QKV product."""
+
+    def __init__(self, config: EncoderConfig, layer: int) -> None:
+        super().__init__()
+        self.qkv = StackedLinear(config.width, config.width, 3, bias=config.attention_bias)
+        self.out = nn.Linear(config.width, config.width, bias=config.attention_bias)
+        self.num_heads, self.head_width = config.num_heads, config.head_width
+        self.window = config.layer_window(layer)
+        self.theta = _layer_theta(config, layer)
+        self.dropout = config.attention_dropout
+
+    def forward(self, x_TD: Tensor, context: AttentionContext, select_M: Tensor | None = None) -> Tensor:
+        """Attend; with `select_M` the output projection runs on those tokens alone, `(M, D)`."""
+        qkv_T3NH = self.qkv(x_TD).view(-1, 3, self.num_heads, self.head_width)
+        if self.theta is not None:
+            cos_TH, sin_TH = context.rotation(self.head_width, self.theta)
+            turned = rotate(qkv_T3NH[:, :2], cos_TH, sin_TH)
+            qkv_T3NH = torch.cat((turned, qkv_T3NH[:, 2:]), dim=1)
+        mixed_TD = context.attend(qkv_T3NH, self.window, self.dropout if self.training else 0.0)
+        return self.out(mixed_TD if select_M is None else mixed_TD.index_select(0, select_M))
+
+
+def _layer_theta(config: EncoderConfig, layer: int) -> float | None:
+    if config.positions != "rope":
+        return None
+    if config.layer_window(layer) is not None and config.local_rope_theta is not None:
+        return config.local_rope_theta
+    return config.rope_theta

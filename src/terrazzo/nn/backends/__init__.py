@@ -1,0 +1,5 @@
+"""Ways to run attention over a packed batch; each has `plan(batch, slopes, window)` and `attend(qkv, plan, dropout)`."""
+
+from terrazzo.nn.backends.choice import BACKENDS, Backend, default_backend
+
+__all__ = ["BACKENDS", "Backend", "default_backend"]

@@ -1,0 +1,171 @@
+"""Attention on CPU: documents of similar length share one call of PyTorch's flash kernel.
+
+A plan is made once a batch and serves every layer. Documents are sorted by length and cut into groups whose longest is at
+most `SLACK` times the shortest; a group is a small padded batch, and only its keys' padding is masked. Gathering into groups
+and scattering out of them are plain row selections, in the backward pass too, because every token has one place.
+
+Shapes: T packed tokens, R rows of all groups with their padding, B documents of a group, S its padded length, N heads,
+H head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from terrazzo.packed import Packed
+
+#: Longest over shortest document of a group: padding costs at most this much, fewer groups mean fewer kernel calls.
+SLACK = 1.125
+
+_flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True)
+class Group:
+    """Documents that share one kernel call; the bias broadcasts to `(B, N, S, S)`."""
+
+    num_documents: int
+    max_len: int
+    bias: Tensor | None
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_documents * self.max_len
+
+
+@dataclass(frozen=True)
+class GroupedPlan:
+    """Where each token goes and what each group adds to its scores.
+
+    Args:
+        token_R: the token that fills each row; padding repeats its document's first token.
+        row_T: the row of each token.
+    """
+
+    token_R: Tensor
+    row_T: Tensor
+    groups: tuple[Group, ...]
+
+
+class Grouped:
+    """Length-grouped attention, forward and backward, fp32 and bf16."""
+
+    def plan(self, batch: Packed, slopes_N: Tensor | None, window: int | None) -> GroupedPlan:
+        """Group the documents of a batch; cost is a few vectorised passes over its tokens."""
+        lengths = np.asarray(batch.lengths)
+        starts = np.cumsum(lengths) - lengths
+        row_T = np.empty(batch.num_tokens, dtype=np.int64)
+        tokens, groups, offset = [], [], 0
+        for members in group_by_length(lengths):
+            size, members_B = int(lengths[members].max()), lengths[members]
+            real_BS = np.arange(size) < members_B[:, None]
+            token_BS = np.where(real_BS, starts[members][:, None] + np.arange(size), starts[members][:, None])
+            row_T[token_BS[real_BS]] = offset + np.flatnonzero(real_BS)
+            tokens.append(token_BS.ravel())
+            groups.append(Group(len(members), size, _group_bias(members_B, size, slopes_N, window)))
+            offset += groups[-1].num_rows
+        return GroupedPlan(torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(row_T), tuple(groups))
+
+    def attend(self, qkv_T3NH: Tensor, plan: GroupedPlan, dropout: float) -> Tensor:
+        """Attention output `(T, N * H)`; with dropout the weights are formed explicitly, the flash kernel has none."""
+        if dropout > 0:
+            return _attend_with_dropout(qkv_T3NH, plan, dropout)
+        output: Tensor = _GroupedFlash.apply(qkv_T3NH, plan)
+        return output
+
+
+def group_by_length(lengths: np.ndarray, slack: float = SLACK) -> list[np.ndarray]:
+    """Indices of documents in groups of similar length, shortest first."""
+    order = np.argsort(lengths, kind="stable")
+    groups, first = [], 0
+    while first < len(order):
+        last = int(np.searchsorted(lengths[order], lengths[order[first]] * slack, side="right"))
+        groups.append(order[first:last])
+        first = last
+    return groups
+
+
+def _group_bias(lengths_B: np.ndarray, size: int, slopes_N: Tensor | None, window: int | None) -> Tensor | None:
+    """Distance penalties, window and key padding of one group, or None where there is nothing to add."""
+    low = torch.finfo(torch.float32).min / 4
+    positions = torch.arange(size)
+    distance_SS = (positions[:, None] - positions[None]).abs()
+    terms = []
+    if slopes_N is not None:
+        terms.append((-slopes_N[:, None, None] * distance_SS)[None])
+    if window is not None and size > window // 2 + 1:
+        terms.append((distance_SS > window // 2).float()[None, None] * low)
+    if lengths_B.min() < size:
+        padding_BS = positions[None] >= torch.from_numpy(lengths_B)[:, None]
+        terms.append(padding_BS.float()[:, None, None, :] * low)
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+def _expanded(bias: Tensor | None, group: Group, num_heads: int, dtype: torch.dtype) -> Tensor | None:
+    if bias is None:
+        return None
+    return bias.to(dtype).expand(group.num_documents, num_heads, group.max_len, group.max_len)
+
+
+class _GroupedFlash(torch.autograd.Function):
+    """Flash attention over groups; gradients are written straight into one buffer of the layout of the input."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv_T3NH: Tensor, plan: GroupedPlan) -> Tensor:
+        _, _, num_heads, head_width = qkv_T3NH.shape
+        qkv_R3NH = qkv_T3NH.index_select(0, plan.token_R)
+        out_RNH = qkv_R3NH.new_empty(qkv_R3NH.shape[0], num_heads, head_width)
+        biases = [_expanded(group.bias, group, num_heads, qkv_T3NH.dtype) for group in plan.groups]
+        sums, offset = [], 0
+        for group, bias in zip(plan.groups, biases, strict=True):
+            rows = slice(offset, offset := offset + group.num_rows)
+            q, k, v = _heads(qkv_R3NH[rows], group)
+            out, logsumexp = _flash_forward(q, k, v, attn_mask=bias)
+            _heads(out_RNH[rows], group).copy_(out)
+            sums.append(logsumexp)
+        ctx.plan, ctx.biases = plan, biases
+        ctx.save_for_backward(qkv_R3NH, out_RNH, *sums)
+        return out_RNH.index_select(0, plan.row_T).flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        plan: GroupedPlan = ctx.plan
+        qkv_R3NH, out_RNH, *sums = ctx.saved_tensors
+        grad_RNH = torch.zeros_like(out_RNH)
+        grad_RNH[plan.row_T] = grad.view(-1, *out_RNH.shape[1:])
+        grad_qkv_R3NH = torch.empty_like(qkv_R3NH)
+        offset = 0
+        for group, bias, logsumexp in zip(plan.groups, ctx.biases, sums, strict=True):
+            rows = slice(offset, offset := offset + group.num_rows)
+            q, k, v = _heads(qkv_R3NH[rows], group)
+            out, grad_out = _heads(out_RNH[rows], group), _heads(grad_RNH[rows], group)
+            grads = _flash_backward(grad_out, q, k, v, out, logsumexp, 0.0, False, attn_mask=bias)
+            for target, value in zip(_heads(grad_qkv_R3NH[rows], group), grads, strict=True):
+                target.copy_(value)
+        return grad_qkv_R3NH.index_select(0, plan.row_T), None
+
+
+def _heads(rows: Tensor, group: Group) -> Tensor:
+    """View group rows `(B * S, [3,] N, H)` as `([3,] B, N, S, H)`."""
+    view = rows.view(group.num_documents, group.max_len, *rows.shape[1:])
+    return view.permute(2, 0, 3, 1, 4) if rows.dim() == 4 else view.transpose(1, 2)
+
+
+def _attend_with_dropout(qkv_T3NH: Tensor, plan: GroupedPlan, dropout: float) -> Tensor:
+    num_heads, head_width = qkv_T3NH.shape[2:]
+    qkv_R3NH = qkv_T3NH.index_select(0, plan.token_R)
+    outputs = []
+    for group, rows in zip(plan.groups, qkv_R3NH.split([g.num_rows for g in plan.groups]), strict=True):
+        q, k, v = _heads(rows, group)
+        scores = q @ k.mT * head_width**-0.5
+        bias = _expanded(group.bias, group, num_heads, scores.dtype)
+        weights = F.softmax(scores if bias is None else scores + bias, dim=-1)
+        outputs.append((torch.dropout(weights, dropout, train=True) @ v).transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, plan.row_T).flatten(1)

@@ -1,0 +1,34 @@
+"""The channel mixer: a plain or a gated MLP.
+
+Shapes: T packed tokens, D width, F inner width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from terrazzo.nn.activations import ACTIVATIONS
+from terrazzo.nn.config import EncoderConfig
+from terrazzo.nn.linear import StackedLinear
+
+
+class MLP(nn.Module):
+    """`down(act(up(x)))`, or gated `down(act(gate(x)) * value(x))` with gate and value in one product.
+
+    Reference: GLU variants (arXiv 2002.05202), Eq. 6 (GEGLU) and Eq. 7 (SwiGLU).
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        stacked = 2 if config.gated else 1
+        self.up = StackedLinear(config.width, config.mlp_width, stacked, bias=config.mlp_in_bias)
+        self.down = nn.Linear(config.mlp_width, config.width, bias=config.mlp_out_bias)
+        self.activation = ACTIVATIONS[config.activation]
+        self.gated = config.gated
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        inner = self.up(x_TD)
+        if not self.gated:
+            return self.down(self.activation(inner))
+        gate_TF, value_TF = inner.chunk(2, dim=-1)
+        return self.down(self.activation(gate_TF) * value_TF)
