@@ -6,6 +6,7 @@ Runs on the system's Python and its standard library alone, also on one too old 
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,6 @@ STAMP = VENV / "terrazzo-setup"
 LOG = VENV / "setup.log"
 TORCH = "torch==2.13.0"
 OLDEST = (3, 11)
-SHOWN = ("Downloading ", "Installing collected", "Building ", "Successfully installed")
 
 
 def main(torch_requirement: str) -> None:
@@ -91,8 +91,10 @@ def pip(*arguments: str) -> None:
     with open(LOG, "w") as log:
         for line in process.stdout:
             log.write(line)
-            if line.lstrip().startswith(SHOWN):
-                print("      " + line.strip()[:110], flush=True)
+            if line.lstrip().startswith("Downloading "):
+                print("      " + re.sub(r"-[^ ]*\.(whl|tar\.gz)", "", line.strip()), flush=True)
+            elif line.startswith("Installing collected"):
+                print("      Installing", flush=True)
     if process.wait():
         stop(f"`{' '.join(command)}` failed; the end of {LOG}:\n{''.join(LOG.read_text().splitlines(True)[-15:])}")
 
