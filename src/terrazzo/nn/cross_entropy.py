@@ -23,7 +23,7 @@ def linear_cross_entropy(
     run in its dtype, the softmax in fp32.
 
     Returns:
-        fp32 scalar sum of the losses (differentiable) and int64 scalar number of correct arg-max predictions.
+        fp32 scalar sum of the losses (differentiable) and int64 scalar number of predictions whose label has the largest logit.
     """
     device = hidden_MD.device.type
     if torch.is_autocast_enabled(device):
@@ -51,12 +51,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_CD, labels_C1 = hidden_MD[rows], labels_M[rows, None]
             logits_CV = hidden_CD @ weight_VD.T if bias_V is None else torch.addmm(bias_V, hidden_CD, weight_VD.T)
             logits_CV = logits_CV.float()
-            top_C1, guess_C1 = logits_CV.max(dim=1, keepdim=True)
-            wanted_C1 = logits_CV.gather(1, labels_C1)
+            top_C1, wanted_C1 = logits_CV.amax(1, keepdim=True), logits_CV.gather(1, labels_C1)
             probability_CV = logits_CV.softmax(dim=1)
-            # log-sum-exp from the largest logit and its probability: exact, and no second pass over the logits.
-            loss += (top_C1 - probability_CV.gather(1, guess_C1).log() - wanted_C1).sum()
-            correct += (guess_C1 == labels_C1).sum()
+            # The largest probability is exp(top - logsumexp): exact where the label's own probability underflows.
+            loss += (top_C1 - probability_CV.amax(1, keepdim=True).log() - wanted_C1).sum()
+            correct += (wanted_C1 == top_C1).sum()
             if grad_weight_PD is None or grad_hidden_MD is None:
                 continue
             probability_CV.scatter_add_(1, labels_C1, torch.full_like(wanted_C1, -1.0))
