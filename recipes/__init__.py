@@ -1,0 +1,1 @@
+"""One folder a paper: its claims, the code that checks them, the results."""
