@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from terrazzo.errors import InputError
+from terrazzo.errors import InputError, RunError
 from terrazzo.provenance import write_text_atomic
 from terrazzo.train.hooks import Line
 
@@ -24,7 +24,8 @@ class MetricsLog:
             steps are taken again. None for a new run.
 
     Raises:
-        InputError: a new run finds lines of another run; a resumed one finds a damaged line; the disk is full.
+        InputError: a new run finds lines of another run, or a resumed one a damaged line.
+        RunError: the disk is full, here or at a later line.
     """
 
     def __init__(self, path: str | Path, resume_step: int | None = None) -> None:
@@ -119,4 +120,4 @@ def _drop_lines_after(path: Path, step: int) -> None:
 def _disk_error(path: Path, error: OSError) -> Exception:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error
-    return InputError(f"{path}: no space left on this disk; free some, then go on with --resume from the last checkpoint")
+    return RunError(f"{path}: no space left on this disk; free some, then go on from the last checkpoint with --resume")
