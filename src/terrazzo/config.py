@@ -119,7 +119,9 @@ def _explain(cls: Any, item: Any) -> str:
 
 
 def _field_names(cls: Any, path: list[Any]) -> list[str]:
-    """The keys that a config accepts at `path`, walking through unions by their `kind` tag."""
+    """The keys that a config accepts at `path`, walking through dicts by any key and unions by their `kind` tag."""
+    if path and typing.get_origin(cls) is dict:
+        return _field_names(typing.get_args(cls)[1], path[1:])
     for candidate in _dataclasses_in(cls):
         fields = {f.name: hint for f, hint in zip(dataclasses.fields(candidate), _hints(candidate), strict=True)}
         if not path:
@@ -127,7 +129,7 @@ def _field_names(cls: Any, path: list[Any]) -> list[str]:
         head, *rest = path
         if head in fields:
             return _field_names(fields[head], rest)
-        if isinstance(head, int) or head == getattr(candidate, "kind", None):
+        if isinstance(head, int) or head in typing.get_args(fields.get("kind")):
             return _field_names(candidate, rest)
     return []
 

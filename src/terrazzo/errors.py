@@ -9,3 +9,11 @@ class InputError(ValueError):
     The message names the file, the line or field, the value, and the mend. The command line prints it without a
     traceback and exits with status 2; every other exception is a defect and keeps its traceback.
     """
+
+
+class RunError(RuntimeError):
+    """A run cannot go on: it diverged, the disk is full, a rank was lost.
+
+    The message says what happened at which step, and which checkpoint to continue from. The command line prints it without
+    a traceback and exits with status 3.
+    """

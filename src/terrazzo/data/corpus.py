@@ -62,7 +62,7 @@ class SpecialTokens:
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids that are never masked or predicted, ascending; `<usr>` and `<url>` are ordinary tokens, not among them."""
+        """Ids that are never masked or predicted, ascending; tags such as `<usr>` are ordinary tokens."""
         return tuple(sorted(set(dataclasses.astuple(self))))
 
 

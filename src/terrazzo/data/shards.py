@@ -85,5 +85,5 @@ def _map(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(
-            f"{path}: cannot be read ({error}); the shard is damaged: delete the folder and run `terrazzo prepare` again"
+            f"{path}: the shard is damaged ({error}); delete the folder and run `terrazzo prepare` again"
         ) from None

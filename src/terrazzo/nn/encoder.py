@@ -44,3 +44,11 @@ class Encoder(nn.Module):
         for block in body:
             x_TD = block(x_TD, context)
         return self.final_norm(last(x_TD, context, select_M))
+
+    def compile_blocks(self) -> None:
+        """Compile what surrounds attention with torch.compile, for any number of tokens; attention stays as it is."""
+        for module in self.blocks:
+            assert isinstance(module, Block)
+            module.mlp.compile(dynamic=True)
+            module.mlp_norm.compile(dynamic=True)
+            module.attention_norm.compile(dynamic=True)

@@ -1,0 +1,115 @@
+"""What the optimizers share: parameter groups by role, multi-tensor stepping, and their memory."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from terrazzo.errors import InputError
+from terrazzo.optim.roles import ROLES, Role, roles
+
+Group = dict[str, Any]
+
+
+def groups_by_role(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    decouple_lr: bool = True,
+    decay_norm_and_bias: bool = True,
+    only: tuple[Role, ...] = ROLES,
+) -> list[Group]:
+    """One parameter group for each role that has trainable parameters: `name`, `role`, `lr`, `base_lr`, `weight_decay`.
+
+    Every optimizer here multiplies weights by `1 - group["lr"] * group["weight_decay"]`. With `decouple_lr` the group
+    holds `weight_decay / lr`, so that the product is weight_decay * lr_t / lr: the schedule scales the decay and the
+    choice of `lr` does not.
+    """
+    named: dict[Role, list[tuple[str, nn.Parameter]]] = {role: [] for role in only}
+    parameters = dict(model.named_parameters())
+    for name, role in roles(model).items():
+        if role in named and parameters[name].requires_grad:
+            named[role].append((name, parameters[name]))
+    decay = weight_decay / lr if decouple_lr else weight_decay
+    return [
+        {
+            "params": members,
+            "name": role,
+            "role": role,
+            "lr": lr,
+            "base_lr": lr,
+            "weight_decay": decay if decay_norm_and_bias or role not in ("norm", "bias") else 0.0,
+        }
+        for role, members in named.items()
+        if members
+    ]
+
+
+class MultiTensorOptimizer(torch.optim.Optimizer):
+    """An optimizer that updates a whole group at once: a subclass writes `update` and nothing else.
+
+    A parameter without gradient keeps its weights and its state.
+    """
+
+    @abstractmethod
+    def update(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> None:
+        """Move `params` in place, reading hyperparameters from `group` and state through `state_of`."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step; `closure`, if given, recomputes the loss first.
+
+        Raises:
+            ValueError: a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if any(p.grad.is_sparse for p in params):
+                raise ValueError(f"group {group.get('name')!r} has sparse gradients: use nn.Embedding(sparse=False)")
+            if params:
+                self.update(group, params, [p.grad for p in params])
+        return loss
+
+    def state_of(self, params: list[Tensor], name: str) -> list[Tensor]:
+        """The state tensor `name` of each parameter, zeros at first."""
+        for p in params:
+            if name not in self.state[p]:
+                self.state[p][name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return [self.state[p][name] for p in params]
+
+    def count_steps(self, params: list[Tensor]) -> list[int]:
+        """How many steps each parameter has taken, this one included; counted on the host."""
+        for p in params:
+            self.state[p]["step"] = self.state[p].get("step", 0) + 1
+        return [self.state[p]["step"] for p in params]
+
+
+def optimizer_state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes that the state tensors of `optimizer` hold on this rank (zero before its first step)."""
+    tensors = (value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+    return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
+
+
+def check_hyperparameters(kind: str, lr: float, weight_decay: float, *betas: float) -> None:
+    """Refuse a learning rate that is not positive, a negative weight decay and betas outside [0, 1).
+
+    Raises:
+        InputError: naming the optimizer, the field and its value.
+    """
+    if not lr > 0:
+        raise InputError(f"{kind}: lr must be positive, got {lr}")
+    if not weight_decay >= 0:
+        raise InputError(f"{kind}: weight_decay must not be negative, got {weight_decay}")
+    for beta in betas:
+        if not 0 <= beta < 1:
+            raise InputError(f"{kind}: betas and momentum lie in [0, 1), got {beta}")

@@ -1,0 +1,99 @@
+"""What commands print: progress of preparation, tables of a corpus and of a plan."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from terrazzo.data import Corpus
+from terrazzo.train import Plan
+
+Report = Callable[[str, int, int | None, str], None]
+
+
+@contextmanager
+def stage_progress() -> Iterator[Report]:
+    """A callback (stage, done, total, note) that draws bars on a terminal and plain lines elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_lines()
+        return
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int | None, note: str = "") -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total, note=note)
+            progress.update(tasks[stage], completed=done, total=total, note=note)
+
+        yield report
+
+
+def _plain_lines(every: float = 5.0) -> Report:
+    last: dict[str, float] = {}
+
+    def report(stage: str, done: int, total: int | None, note: str = "") -> None:
+        now = time.monotonic()
+        if now - last.get(stage, -every) < every and done != total:
+            return
+        last[stage] = now
+        print(f"{stage}: {done:,}{f' of {total:,}' if total is not None else ''} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    return report
+
+
+def show_corpus(corpus: Corpus) -> None:
+    """Print what a data folder holds."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for label, split in (("training", corpus.train), ("held out", corpus.heldout)):
+        table.add_row(label, f"{split.num_documents:,} documents, {split.num_tokens:,} tokens")
+    table.add_row("vocabulary", f"{corpus.vocab_size:,}")
+    table.add_row("folder", str(corpus.path))
+    Console().print(table)
+
+
+def show_plan(plans: Sequence[Plan]) -> None:
+    """Print a forecast, a column a stage."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for plan in plans:
+        table.add_column(plan.name, justify="right")
+    rows: list[tuple[str, Callable[[Plan], str]]] = [
+        ("parameters", lambda p: f"{p.parameters / 1e6:.1f} M"),
+        ("steps", lambda p: f"{p.steps:,}"),
+        ("tokens", lambda p: _short(p.tokens)),
+        ("passes over the data", lambda p: f"{p.epochs:.2f}"),
+        ("FLOPs", lambda p: f"{p.flops:.2e}"),
+        ("seconds a step", lambda p: f"{p.step_seconds:.3g}"),
+        ("share of peak", lambda p: f"{p.share_of_peak:.0%} of {p.peak / 1e9:,.0f} GFLOP/s"),
+        ("step and peak", lambda p: "measured here" if p.measured else "assumed from the datasheet"),
+        ("duration", lambda p: _duration(p.seconds)),
+        ("micro-batch", lambda p: f"{p.micro_tokens:,} tokens"),
+        ("memory", lambda p: f"{p.memory_bytes / 2**30:.1f} GiB"),
+        ("free here", lambda p: f"{p.available_bytes / 2**30:.1f} GiB" if p.measured else "-"),
+        ("cost", lambda p: "set price_per_hour" if p.cost is None else f"{p.cost:.2f}"),
+    ]
+    for label, value in rows:
+        table.add_row(label, *(value(plan) for plan in plans))
+    Console().print(table)
+
+
+def _short(number: float) -> str:
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.1f} {unit}"
+    return f"{number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,131 @@
+"""Processes of a run: torchrun's ranks, gloo on CPU and NCCL on GPU, DDP or FSDP2, the same code.
+
+Counts and flags travel over a gloo group of their own, so that no step waits for the device to learn them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from terrazzo.errors import InputError, RunError
+from terrazzo.nn import MaskedLM
+
+TIMEOUT = datetime.timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others; a single process needs no torchrun."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value summed over all ranks, in float64.
+
+        Raises:
+            RunError: another rank is gone.
+        """
+        if self.control is None:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        with lost_rank():
+            dist.all_reduce(total, group=self.control)
+        return [float(v) for v in total]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.control is not None:
+            with lost_rank():
+                dist.barrier(group=self.control)
+
+
+@contextmanager
+def lost_rank() -> Iterator[None]:
+    """Turn a broken collective into an error that says what happened."""
+    try:
+        yield
+    except (dist.DistBackendError, dist.DistNetworkError) as error:
+        raise RunError(_LOST.format(error)) from error
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("Connection", "connection", "Timed out", "timed out", "gloo")):
+            raise
+        raise RunError(_LOST.format(error)) from error
+
+
+_LOST = "another rank stopped answering ({}); start the same command with --resume to go on from the last checkpoint"
+
+
+@contextmanager
+def joined(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
+    """Join the ranks that torchrun started, if it did; leave them at the end."""
+    wanted = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: cuda was asked for, and PyTorch sees no GPU here; use device=cpu or auto")
+    if "RANK" not in os.environ:
+        yield Ranks(0, 1, torch.device(wanted))
+        return
+    local = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if wanted == "cuda" else torch.device("cpu")
+    if local.type == "cuda":
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if wanted == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), local, dist.new_group(backend="gloo", timeout=TIMEOUT))
+    finally:
+        dist.destroy_process_group()
+
+
+class StepModule(nn.Module):
+    """Model and objective as one module whose forward is the loss, which is what DDP and FSDP2 wrap."""
+
+    def __init__(self, model: MaskedLM, objective: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.objective.loss(self.model, batch)
+        return loss.sum, loss.logs
+
+
+def wrap(module: StepModule, ranks: Ranks, method: Literal["ddp", "fsdp2"]) -> nn.Module:
+    """The module as `method` runs it on several ranks; on one rank it stays as it is."""
+    if ranks.world_size == 1:
+        return module
+    if method == "fsdp2":
+        for block in module.model.encoder.blocks:
+            fully_shard(block)
+        return fully_shard(module)
+    return DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+
+@contextmanager
+def gradient_sync(module: nn.Module, enabled: bool) -> Iterator[None]:
+    """Reduce gradients over ranks in the backward pass inside only if `enabled`: on the last micro-batch."""
+    if isinstance(module, DistributedDataParallel):
+        if enabled:
+            yield
+        else:
+            with module.no_sync():
+                yield
+        return
+    if isinstance(module, torch.distributed.fsdp.FSDPModule):
+        module.set_requires_gradient_sync(enabled)
+    yield

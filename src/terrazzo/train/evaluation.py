@@ -1,0 +1,35 @@
+"""Held-out loss on documents and masks that never change."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from terrazzo.packed import Packed
+from terrazzo.train.distributed import Ranks
+
+
+@torch.no_grad()
+def evaluate(
+    module: nn.Module, batches: list[Packed], ranks: Ranks, autocast: AbstractContextManager[None]
+) -> dict[str, float]:
+    """Mean loss and accuracy over the masked tokens of `batches`, which the ranks share out.
+
+    `module` is the `StepModule` as it trains; every rank runs the same number of forward passes, which FSDP2 needs.
+    """
+    module.eval()
+    total, correct, weight = 0.0, 0.0, 0
+    rounds = -(-len(batches) // ranks.world_size)
+    with autocast:
+        for turn in range(rounds):
+            index = turn * ranks.world_size + ranks.rank
+            batch = batches[min(index, len(batches) - 1)]
+            loss, logs = module(batch.to(ranks.device))
+            if index < len(batches) and batch.masked_M is not None:
+                total, correct = total + loss.double(), correct + logs["correct"].double()
+                weight += batch.masked_M.numel()
+    module.train()
+    total, correct, weight = ranks.sum(float(total), float(correct), weight)
+    return {"heldout_loss": total / weight, "heldout_accuracy": correct / weight, "heldout_masked": weight}

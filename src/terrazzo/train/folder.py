@@ -1,0 +1,129 @@
+"""The run folder: begun, resumed, finished, and what can go wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from terrazzo.checkpoint import save_model
+from terrazzo.config import to_dict
+from terrazzo.data import Corpus
+from terrazzo.errors import InputError, RunError
+from terrazzo.nn import MaskedLM
+from terrazzo.provenance import provenance, write_json_atomic
+from terrazzo.train.distributed import Ranks
+from terrazzo.train.run import RunConfig
+from terrazzo.train.samples import fill_mask_samples
+from terrazzo.train.state import Checkpoint, latest_checkpoint
+
+if TYPE_CHECKING:
+    from terrazzo.train.loop import Session
+
+#: Fields that may differ when a run is resumed: they change neither the stream nor the weights' course.
+FREE_FIELDS = ("data", "out", "threads", "checkpoint_every", "keep", "price_per_hour", "tensorboard", "distributed")
+
+
+def open_run(
+    config: RunConfig, corpus: Corpus, ranks: Ranks, resume: bool
+) -> tuple[Path, Checkpoint | None, dict[str, Any]]:
+    """Begin or resume a run: its folder, the checkpoint to go on from, and the provenance that its models carry.
+
+    Raises:
+        InputError: the folder holds another run, or resuming with another config or other data.
+    """
+    run = Path(config.out)
+    record = {
+        "format": "terrazzo-run-1",
+        "config": to_dict(config),
+        "data_fingerprint": corpus.fingerprint,
+        "price_per_hour": config.price_per_hour,
+    }
+    checkpoint = None
+    if resume:
+        check_same_run(run, record)
+        checkpoint = latest_checkpoint(run)
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        held = "a run" if (run / "run.json").is_file() else "other files"
+        raise InputError(f"{run} holds {held}: choose another --out, or go on with --resume")
+    ranks.barrier()
+    made = provenance()
+    if ranks.is_main:
+        run.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(run / "run.json", {**record, "provenance": made, "world_size": ranks.world_size})
+    ranks.barrier()
+    return run, checkpoint, {"run": record, **made}
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """The record of a run.
+
+    Raises:
+        InputError: the folder is not a run folder.
+    """
+    file = run / "run.json"
+    if not file.is_file():
+        raise InputError(f"{run}: not a run folder (no run.json)")
+    try:
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file}: does not parse: {error}") from None
+    return record
+
+
+def check_same_run(run: Path, record: dict[str, Any]) -> None:
+    """Refuse to resume a run under another config or on other data.
+
+    Raises:
+        InputError: naming the first field that differs.
+    """
+    before = read_run(run)
+    if before["data_fingerprint"] != record["data_fingerprint"]:
+        raise InputError(
+            f"{record['config']['data']}: the data differs from what {run} was trained on (another tokenizer or other "
+            "documents): resume with the original data folder, or begin a new run with --out"
+        )
+    for name, value in record["config"].items():
+        if name not in FREE_FIELDS and (old := before["config"].get(name)) != value:
+            raise InputError(f"{run} was begun with {_first_difference(name, old, value)}; resume it with the same value")
+
+
+def _first_difference(path: str, old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *new]:
+            if old.get(key) != new.get(key):
+                return _first_difference(f"{path}.{key}", old.get(key), new.get(key))
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (a, b) in enumerate(zip(old, new, strict=True)):
+            if a != b:
+                return _first_difference(f"{path}.{index}", a, b)
+    return f"{path} = {old!r}, not {new!r}"
+
+
+def finish_run(session: Session, model: MaskedLM) -> Path:
+    """Write the final model folder and its sample predictions."""
+    final = session.run / "model"
+    if session.ranks.is_main:
+        counters = session.counters
+        done = {"steps": counters.total_steps, "tokens": counters.tokens, "seconds": counters.seconds}
+        save_model(final, model, session.corpus.path / "tokenizer.json", {**session.provenance, "trained": done})
+        write_json_atomic(session.run / "samples.json", fill_mask_samples(model, session.corpus))
+    session.ranks.barrier()
+    return final
+
+
+@contextlib.contextmanager
+def disk_errors(run: Path) -> Iterator[None]:
+    """Say what a full disk means for the run."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            f"{run}: the disk is full ({error}). The last complete checkpoint is intact: free some space, or lower `keep`, "
+            "and start the same command with --resume"
+        ) from error

@@ -1,0 +1,95 @@
+"""How many bytes a training step takes, from shapes, and how many tokens a micro-batch may hold."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from terrazzo.errors import InputError
+from terrazzo.nn import EncoderConfig
+from terrazzo.nn.cross_entropy import CHUNK_BYTES
+
+#: Tokens beyond which larger products gain no speed.
+FAST_TOKENS = {"cpu": 4096, "cuda": 65_536}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one rank's training step."""
+
+    states: int
+    per_token: int
+    logits: int
+
+    def total(self, micro_tokens: int) -> int:
+        """Weights, gradients, optimizer state, activations of one micro-batch and one chunk of logits."""
+        return self.states + self.per_token * micro_tokens + self.logits
+
+
+def parameter_count(config: EncoderConfig) -> int:
+    """Parameters of an encoder with its masked-language-model head (biases and norms included)."""
+    width, inner = config.width, config.mlp_width
+    norm = width * (2 if config.norm == "layer" and config.norm_bias else 1)
+    attention = 4 * width**2 + (4 * width if config.attention_bias else 0)
+    mlp = (3 if config.gated else 2) * width * inner
+    mlp += (inner * (2 if config.gated else 1) if config.mlp_in_bias else 0) + (width if config.mlp_out_bias else 0)
+    block = attention + mlp + 2 * norm
+    tables = config.padded_vocab_size + config.token_types
+    tables += config.max_len + config.position_offset if config.positions == "learned" else 0
+    head = width**2 + (width if config.head_dense_bias else 0) + norm
+    head += config.padded_vocab_size if config.head_bias else 0
+    norms = norm * (config.embedding_norm + config.final_norm - config.skip_first_norm)
+    return tables * width + norms + config.depth * block + head
+
+
+def estimate(config: EncoderConfig, device: torch.device, bf16: bool, optimizer_bytes: int = 8) -> MemoryEstimate:
+    """Bytes of training `config`: fp32 weights and gradients, `optimizer_bytes` a parameter, saved activations.
+
+    Saved for the backward pass, in units of the compute type: per token and layer about 11 widths (input, QKV, attention
+    output, residuals, norms) and 2 (plain) or 4 (gated) inner widths.
+    """
+    element = 2 if bf16 else 4
+    per_layer = 11 * config.width + (4 if config.gated else 2) * config.mlp_width
+    per_token = element * (config.depth * per_layer + 8 * config.width)
+    vocabulary_gradient = 4 * config.padded_vocab_size * config.width
+    logits = 3 * CHUNK_BYTES[device.type] + vocabulary_gradient
+    return MemoryEstimate((8 + optimizer_bytes) * parameter_count(config), per_token, logits)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that a run may take: free GPU memory, or what Linux calls available, bounded by the container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+        with open("/sys/fs/cgroup/memory.max") as file:
+            limit = file.read().strip()
+        return min(free, int(limit)) if limit.isdigit() else free
+    except OSError:
+        return free
+
+
+def choose_micro_tokens(
+    config: EncoderConfig, device: torch.device, bf16: bool, wanted: int | None, max_len: int, batch_tokens: int, ranks: int
+) -> int:
+    """Tokens of a micro-batch: `wanted`, or what fits in half of the free memory, is fast and is not more than a step's share.
+
+    Raises:
+        InputError: the model, or the wanted micro-batch, does not fit in memory.
+    """
+    memory, free = estimate(config, device, bf16), available_bytes(device)
+    smallest = wanted or max_len
+    if memory.total(smallest) > free:
+        raise InputError(
+            f"the model needs about {memory.total(smallest) / 2**30:.1f} GiB for micro-batches of {smallest} tokens, "
+            f"{free / 2**30:.1f} GiB are free: take a smaller --size, sampling.max_len or sampling.micro_tokens"
+        )
+    if wanted is not None:
+        return max(wanted, max_len)
+    fitting = int((free / 2 - memory.states - memory.logits) // memory.per_token)
+    share = int(1.1 * batch_tokens / ranks)
+    return max(max_len, min(fitting, FAST_TOKENS[device.type], share))

@@ -1,0 +1,115 @@
+"""The config of a run, and where it comes from: defaults, a file, the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from terrazzo.config import config, from_dict, override
+from terrazzo.errors import InputError
+from terrazzo.train.stage import Stage
+
+_STAGE_FIELDS = {f.name for f in dataclasses.fields(Stage)}
+
+
+@config
+class RunConfig:
+    """Everything that decides a run; written to RUN/run.json before the first step.
+
+    Args:
+        data: the data folder that `prepare` made.
+        out: the run folder.
+        device: "auto" takes a GPU if there is one.
+        precision: "bf16" computes under autocast with fp32 weights; "auto" takes it where the hardware has it.
+        distributed: with several processes, "ddp" replicates the model, "fsdp2" shards it.
+        compile: compile the blocks with torch.compile.
+        threads: CPU threads of each process; None leaves PyTorch's choice.
+        checkpoint_every: steps between checkpoints; `keep` of them stay.
+        eval_every: steps between evaluations on held-out documents; None evaluates ten times a stage and at its end.
+        eval_tokens: most held-out tokens that one evaluation reads.
+        divergence: stop when the smoothed loss is this many nats above its lowest value.
+        price_per_hour: money an hour of this machine costs, for the report.
+    """
+
+    data: str
+    out: str
+    stages: tuple[Stage, ...] = Field(default_factory=lambda: (Stage(),))
+    seed: int = 17
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    distributed: Literal["ddp", "fsdp2"] = "ddp"
+    compile: bool = False
+    threads: int | None = None
+    checkpoint_every: int = 500
+    keep: int = 2
+    eval_every: int | None = None
+    eval_tokens: int = 65_536
+    divergence: float = 2.0
+    price_per_hour: float | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise InputError("stages: a run needs at least one")
+        if self.stages[0].model.kind == "previous":
+            raise InputError("stages.0.model: the first stage has no previous one; use kind 'init' or 'folder'")
+        for name in ("checkpoint_every", "keep", "eval_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def resolve(values: Mapping[str, Any], assignments: Iterable[str] = (), source: str = "config") -> RunConfig:
+    """A `RunConfig` from plain values and `key=value` assignments.
+
+    A field of `Stage` at the top level goes to every stage, so that a run of one stage is written without `stages`.
+
+    Raises:
+        InputError: an unknown key (the nearest one is named), a wrong type, a value that cannot be.
+    """
+    spread = _spread_over_stages(override(_spread_over_stages(dict(values)), _aim_at_stages(values, assignments)))
+    return from_dict(RunConfig, spread, source)
+
+
+def _spread_over_stages(values: dict[str, Any]) -> dict[str, Any]:
+    shared = {key: values[key] for key in values if key in _STAGE_FIELDS}
+    stages = values.get("stages", [{}])
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise InputError("stages: a list of tables, in TOML [[stages]]")
+    rest = {key: value for key, value in values.items() if key not in shared}
+    merged = [_default_source({**shared, **stage}, index) for index, stage in enumerate(stages)]
+    return {**rest, "stages": [_tag(stage) for stage in merged]}
+
+
+def _default_source(stage: dict[str, Any], index: int) -> dict[str, Any]:
+    return {"model": {"kind": "init" if index == 0 else "previous"}, "name": f"stage-{index}", **stage} if index else stage
+
+
+#: The kind that a table without `kind` means.
+_DEFAULT_KINDS = {"model": "init", "objective": "mlm", "optimizer": "muon"}
+
+
+def _tag(stage: dict[str, Any]) -> dict[str, Any]:
+    tagged = {
+        key: {"kind": _DEFAULT_KINDS[key], **value} if key in _DEFAULT_KINDS and isinstance(value, dict) else value
+        for key, value in stage.items()
+    }
+    if isinstance(schedules := tagged.get("schedules"), dict):
+        tagged["schedules"] = {
+            name: {"kind": "ramp" if "end" in value else "linear", **value} if isinstance(value, dict) else value
+            for name, value in schedules.items()
+        }
+    return tagged
+
+
+def _aim_at_stages(values: Mapping[str, Any], assignments: Iterable[str]) -> list[str]:
+    count = len(values.get("stages", [{}]))
+    aimed = []
+    for assignment in assignments:
+        if assignment.split("=")[0].split(".")[0].strip() in _STAGE_FIELDS:
+            aimed += [f"stages.{index}.{assignment}" for index in range(count)]
+        else:
+            aimed.append(assignment)
+    return aimed

@@ -1,0 +1,46 @@
+"""Fill-mask predictions on held-out documents, for a person to look at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from terrazzo.data import Corpus
+from terrazzo.nn import MaskedLM
+from terrazzo.packed import Packed
+
+
+@torch.no_grad()
+def fill_mask_samples(model: MaskedLM, corpus: Corpus, count: int = 8, max_tokens: int = 48, top: int = 5) -> list[Any]:
+    """Hide two tokens of each of the first held-out documents and show the model's best guesses.
+
+    Returns:
+        Per document `{"text", "truth": [token], "predictions": [[{"token", "probability"}]]}`.
+    """
+    model = model.eval()
+    device = next(model.parameters()).device
+    special, tokenizer = corpus.special, corpus.tokenizer
+    samples = []
+    for index in range(min(count, corpus.heldout.num_documents)):
+        ids = np.asarray(corpus.heldout.document(index)[:max_tokens], dtype=np.int64)
+        places = np.unique([len(ids) // 3, 2 * len(ids) // 3])
+        truth, hidden = ids[places], ids.copy()
+        hidden[places] = special.mask
+        batch = Packed.from_sequences([[special.cls, *hidden, special.sep]], masked_M=torch.from_numpy(places + 1)).to(device)
+        best = model(batch).float().softmax(-1).topk(top)
+        samples.append(
+            {
+                "text": tokenizer.decode(hidden.tolist(), skip_special_tokens=False),
+                "truth": [tokenizer.id_to_token(int(t)) for t in truth],
+                "predictions": [
+                    [
+                        {"token": tokenizer.id_to_token(int(i)), "probability": float(p)}
+                        for p, i in zip(row_p, row_i, strict=True)
+                    ]
+                    for row_p, row_i in zip(best.values, best.indices, strict=True)
+                ],
+            }
+        )
+    return samples
