@@ -11,8 +11,9 @@ from tokenizers import Tokenizer
 def word_start_table(tokenizer: Tokenizer) -> np.ndarray:
     """bool `(vocab_size,)`: whether a token begins a word, for masking whole words.
 
-    WordPiece: every token without the continuation prefix `##`. Byte-level BPE and SentencePiece: tokens that begin with
-    the space marker (`Ġ`, `▁`); the first token of a document begins a word whatever it is. Added tokens begin words.
+    WordPiece: every token without the continuation prefix `##`. Byte-level BPE and SentencePiece: tokens that begin
+    with the marker of a space or line end (`Ġ`, `▁`, `Ċ`). Added tokens begin words, and so does the first token of a
+    document whatever it is, which the table cannot know.
     """
     model = json.loads(tokenizer.to_str())["model"]
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
