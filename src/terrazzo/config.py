@@ -22,6 +22,7 @@ from terrazzo.errors import InputError
 C = TypeVar("C")
 
 
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 def config(cls: type[C]) -> type[C]:
     """Class decorator: a frozen keyword-only dataclass that pydantic validates with unknown keys forbidden."""
     cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
