@@ -39,9 +39,11 @@ class HalfMask:
     """A stand-in objective: masks each token with probability `rate`, by document, epoch and position."""
 
     rate: float = 0.5
+    evaluations: list[bool] = dataclasses.field(default_factory=list)
 
     def corrupt(self, batch: Packed, seed: int, *, evaluation: bool = False) -> Packed:
-        hashes = hash_tokens(seed + evaluation, batch.documents_B, batch.epoch_B, np.array(batch.lengths))
+        self.evaluations.append(evaluation)
+        hashes = hash_tokens(seed, batch.documents_B, batch.epoch_B, np.array(batch.lengths))
         chosen = torch.from_numpy(np.flatnonzero(hashes < np.uint64(int(self.rate * 2**64))))
         tokens = batch.tokens_T.clone()
         tokens[chosen] = 4
@@ -146,9 +148,25 @@ def test_reading_ahead_is_bounded_and_closing_ends_the_threads() -> None:
     assert list(steps) == [] and loader_threads() == []
 
 
+def test_closing_drops_what_is_not_being_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, gate, started = stream_of(), threading.Event(), []
+    plan = stream.step
+
+    def gated(t: int) -> object:
+        started.append(t)
+        return plan(t) if t == 0 or gate.wait(5) else None
+
+    monkeypatch.setattr(stream, "step", gated)
+    steps = Loader(stream, HalfMask(), micro_tokens=200, workers=2)
+    next(steps)
+    threading.Timer(0.05, gate.set).start()
+    steps.close()
+    assert set(started) <= {0, 1, 2} and loader_threads() == []
+
+
 def test_evaluation_batches_are_fixed_and_within_their_limits() -> None:
-    split = MemorySplit()
-    options = {"max_len": 32, "objective": HalfMask(), "micro_tokens": 100, "seed": 3}
+    split, objective = MemorySplit(), HalfMask()
+    options = {"max_len": 32, "objective": objective, "micro_tokens": 100, "seed": 3}
     batches = evaluation_batches(split, SPECIAL, max_tokens=400, **options)
     again = evaluation_batches(split, SPECIAL, max_tokens=400, **options)
     assert token_hash([StepBatches(step=0, batches=batches, num_tokens=0)]) == token_hash(
@@ -160,6 +178,7 @@ def test_evaluation_batches_are_fixed_and_within_their_limits() -> None:
     pieces = np.concatenate([batch.documents_B for batch in everything])
     assert np.array_equal(np.sort(pieces), np.arange(len(loader.Pieces(split, SPECIAL, 32))))
     assert len(evaluation_batches(split, SPECIAL, max_tokens=1, **options)) == 1
+    assert all(objective.evaluations)
 
 
 def test_evaluation_of_an_empty_split_is_refused() -> None:

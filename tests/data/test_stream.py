@@ -68,6 +68,12 @@ def test_deal_balances_ranks_within_one_percent() -> None:
         assert imbalance(np.array([sum(plan.lengths[p].sum() for p in share) for share in shares])) <= 1.01
 
 
+def test_deal_balances_ranks_where_each_micro_batch_holds_one_piece() -> None:
+    plan = stream_of(num_documents=400, pieces_per_step=256, max_len=512).step(0)
+    totals = [sum(plan.lengths[p].sum() for p in share) for share in plan.deal(4, 512)]
+    assert imbalance(np.array(totals)) <= 1.01
+
+
 def test_what_check_deal_lets_pass_can_be_dealt() -> None:
     draw = np.random.default_rng(3)
     split = MemorySplit(300)

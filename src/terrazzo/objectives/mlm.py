@@ -44,20 +44,18 @@ def choose(
 
 
 def word_hashes(
-    hashes_T: np.ndarray, tokens_T: np.ndarray, lengths_B: np.ndarray, special_V: np.ndarray, word_starts_V: np.ndarray
+    hashes_T: np.ndarray, tokens_T: np.ndarray, lengths_B: np.ndarray, word_starts_V: np.ndarray
 ) -> np.ndarray:
     """Give every token the hash of its word's first token, so that the tokens of a word are chosen together.
 
-    A word ends where its document ends and at special tokens.
+    A word ends where its document ends, and before every token that `word_starts_V` marks.
 
     Returns:
         uint64 `(T,)`.
 
     Reference: the whole-word masking of BERT's 2019 release, create_pretraining_data.py.
     """
-    special_T = special_V[tokens_T]
-    begins_T = word_starts_V[tokens_T] | special_T
-    begins_T[1:] |= special_T[:-1]
+    begins_T = word_starts_V[tokens_T]
     begins_T[np.cumsum(lengths_B) - lengths_B] = True
     first_W = np.flatnonzero(begins_T)
     return np.repeat(hashes_T[first_W], np.diff(first_W, append=len(tokens_T)))
@@ -163,7 +161,7 @@ class MLM:
         hashes_T = hash_tokens(derive(seed, "mask"), batch.documents_B, epoch_B, lengths_B)
         deciding_T = hashes_T
         if self._word_starts_V is not None:
-            deciding_T = word_hashes(hashes_T, tokens_T, lengths_B, self._special_V, self._word_starts_V)
+            deciding_T = word_hashes(hashes_T, tokens_T, lengths_B, self._word_starts_V)
         chosen_M = choose(deciding_T, tokens_T, lengths_B, self._special_V, rate)
         labels_M = tokens_T[chosen_M]
         shares = self.config.mask_share, self.config.random_share
