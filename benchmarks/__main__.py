@@ -8,7 +8,7 @@ import sys
 
 from terrazzo.config import nearest
 
-CPU: tuple[str, ...] = ()
+CPU: tuple[str, ...] = ("optimizers",)
 GPU: tuple[str, ...] = ()
 
 

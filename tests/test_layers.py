@@ -16,7 +16,7 @@ LAYERS = (
     ("checkpoint", "objectives"),
     ("train", "growth", "hf"),
     ("tasks", "retrieval", "compress", "causal", "vision", "api", "testing"),
-    ("serve",),
+    ("serve", "show"),
     ("cli",),
 )
 LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
