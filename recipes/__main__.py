@@ -11,11 +11,11 @@ from rich.table import Table
 
 from recipes.claims import TIERS, Recipe, read_recipe, read_recipes
 from recipes.runner import Context, data_root, find, run
-from terrazzo.errors import InputError
+from terrazzo.errors import InputError, RunError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 2 where the person's input cannot be used."""
+    """Returns the exit status: 2 where the person's input cannot be used, 3 where a run could not go on."""
     options = parser().parse_args(arguments)
     try:
         recipes = read_recipes()
@@ -28,9 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
             path = run(recipe, options.tier, context, options.out)
             print(f"{path}: written")
             recipes = [read_recipe(recipe.folder)]
-    except InputError as error:
+    except (InputError, RunError) as error:
         print(f"recipes: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 3
     Console().print(verdict_table(recipes))
     return 0
 
