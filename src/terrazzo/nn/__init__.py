@@ -2,7 +2,7 @@
 
 from terrazzo.nn.config import FAMILIES, SIZES, EncoderConfig, bert, modernbert, mosaicbert
 from terrazzo.nn.encoder import Encoder
-from terrazzo.nn.flops import forward_flops, training_flops
+from terrazzo.nn.flops import forward_flops, parameter_count, training_flops
 from terrazzo.nn.heads import MaskedLM, MaskedLMHead
 from terrazzo.nn.linear import StackedLinear
 
@@ -18,5 +18,6 @@ __all__ = [
     "forward_flops",
     "modernbert",
     "mosaicbert",
+    "parameter_count",
     "training_flops",
 ]

@@ -1,4 +1,4 @@
-"""Floating-point operations of a batch, counted from shapes: the work that matrix products must do."""
+"""Sizes from shapes alone: parameters of a model, and the operations that its matrix products must do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from terrazzo.nn.config import EncoderConfig
+
+
+def parameter_count(config: EncoderConfig) -> int:
+    """Parameters of an encoder with its masked-language-model head (biases and norms included)."""
+    width, inner = config.width, config.mlp_width
+    norm = width * (2 if config.norm == "layer" and config.norm_bias else 1)
+    attention = 4 * width**2 + (4 * width if config.attention_bias else 0)
+    mlp = (3 if config.gated else 2) * width * inner
+    mlp += (inner * (2 if config.gated else 1) if config.mlp_in_bias else 0) + (width if config.mlp_out_bias else 0)
+    block = attention + mlp + 2 * norm
+    tables = config.padded_vocab_size + config.token_types
+    tables += config.max_len + config.position_offset if config.positions == "learned" else 0
+    head = width**2 + (width if config.head_dense_bias else 0) + norm
+    head += config.padded_vocab_size if config.head_bias else 0
+    norms = norm * (config.embedding_norm + config.final_norm - config.skip_first_norm)
+    return tables * width + norms + config.depth * block + head
 
 
 def forward_flops(config: EncoderConfig, lengths: Sequence[int] | np.ndarray, num_masked: int | None = None) -> float:

@@ -16,7 +16,7 @@ class Hook(Protocol):
     """
 
     def on_step(self, line: Line) -> None:
-        """After each optimizer step, with the training line; its "progress" is the share of the run done, 0 to 1."""
+        """After each optimizer step, with the training line; its "progress" is the share of the stage done, 0 to 1."""
 
     def on_evaluation(self, line: Line) -> None:
         """After each evaluation on held-out documents."""

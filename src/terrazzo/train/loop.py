@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from terrazzo.data import Corpus, Loader, Stream, evaluation_batches, pieces_for_tokens, word_start_table
 from terrazzo.data.keyed import derive
 from terrazzo.errors import InputError, RunError
-from terrazzo.nn import EncoderConfig, MaskedLM, training_flops
+from terrazzo.nn import EncoderConfig, MaskedLM, parameter_count, training_flops
 from terrazzo.optim import Schedule
 from terrazzo.packed import Packed
 from terrazzo.train.distributed import Ranks, StepModule, gradient_sync, joined, lost_rank, wrap
@@ -343,8 +343,6 @@ class StageRun:
         return count > 0
 
     def _opening(self) -> str:
-        from terrazzo.train.memory import parameter_count
-
         sampling, ranks = self.stage.sampling, self.session.ranks
         return (
             f"stage {self.stage.name}: {parameter_count(self.config) / 1e6:.1f} M parameters, "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from terrazzo.errors import InputError
-from terrazzo.nn import EncoderConfig
+from terrazzo.nn import EncoderConfig, parameter_count
 from terrazzo.nn.cross_entropy import CHUNK_BYTES
 
 #: Tokens beyond which larger products gain no speed.
@@ -26,22 +26,6 @@ class MemoryEstimate:
     def total(self, micro_tokens: int) -> int:
         """Weights, gradients, optimizer state, activations of one micro-batch and one chunk of logits."""
         return self.states + self.per_token * micro_tokens + self.logits
-
-
-def parameter_count(config: EncoderConfig) -> int:
-    """Parameters of an encoder with its masked-language-model head (biases and norms included)."""
-    width, inner = config.width, config.mlp_width
-    norm = width * (2 if config.norm == "layer" and config.norm_bias else 1)
-    attention = 4 * width**2 + (4 * width if config.attention_bias else 0)
-    mlp = (3 if config.gated else 2) * width * inner
-    mlp += (inner * (2 if config.gated else 1) if config.mlp_in_bias else 0) + (width if config.mlp_out_bias else 0)
-    block = attention + mlp + 2 * norm
-    tables = config.padded_vocab_size + config.token_types
-    tables += config.max_len + config.position_offset if config.positions == "learned" else 0
-    head = width**2 + (width if config.head_dense_bias else 0) + norm
-    head += config.padded_vocab_size if config.head_bias else 0
-    norms = norm * (config.embedding_norm + config.final_norm - config.skip_first_norm)
-    return tables * width + norms + config.depth * block + head
 
 
 def estimate(config: EncoderConfig, device: torch.device, bf16: bool, optimizer_bytes: int = 8) -> MemoryEstimate:

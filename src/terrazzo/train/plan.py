@@ -15,9 +15,9 @@ import torch
 
 from terrazzo.data import Corpus, Loader, Stream, pieces_for_tokens, word_start_table
 from terrazzo.errors import InputError
-from terrazzo.nn import EncoderConfig, MaskedLM, training_flops
+from terrazzo.nn import EncoderConfig, MaskedLM, parameter_count, training_flops
 from terrazzo.train.hardware import compute_dtype, measured_peak
-from terrazzo.train.memory import available_bytes, choose_micro_tokens, estimate, parameter_count
+from terrazzo.train.memory import available_bytes, choose_micro_tokens, estimate
 from terrazzo.train.run import RunConfig
 from terrazzo.train.sources import build_model
 from terrazzo.train.stage import Init, Stage

@@ -5,16 +5,38 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from terrazzo.train.hooks import Line
+from terrazzo.train.hooks import Hook, Line
+from terrazzo.train.metrics import MetricsLog
+from terrazzo.train.run import RunConfig
+from terrazzo.train.state import latest_checkpoint
+from terrazzo.train.tensorboard import TensorBoardHook
 from terrazzo.train.units import duration, percent, short, whole
 
 _BAR, _GAP = 20, "  "
 _ETA_LINES = 200
+
+
+def default_hooks(config: RunConfig, console: Console | None = None) -> Callable[[Path], Sequence[Hook]]:
+    """What a run tells by default: metrics.jsonl, the progress line and, where the config asks for it, TensorBoard.
+
+    The result is called with the run folder once it is open, and goes on where the newest checkpoint there stands.
+    """
+
+    def make(run: Path) -> Sequence[Hook]:
+        checkpoint = latest_checkpoint(run)
+        step = checkpoint.counters.total_steps if checkpoint else 0
+        steps = [stage.budget.steps for stage in config.stages]
+        total = sum(s for s in steps if s is not None) if None not in steps else None
+        board = [TensorBoardHook(run / "tensorboard", step)] if config.tensorboard else []
+        return [MetricsLog(run / "metrics.jsonl", step), *board, ProgressLine(console, total_steps=total)]
+
+    return make
 
 
 class Average:
@@ -41,7 +63,7 @@ class ProgressLine:
     Args:
         console: where to; by default standard output.
         every: seconds between plain lines where the console is no terminal.
-        total_steps: the number of steps of the run, where the budget fixes it.
+        total_steps: the number of steps of the run, where the budgets fix it.
         clock: seconds, increasing.
     """
 
