@@ -6,6 +6,7 @@ Only 64-bit integer arithmetic, which is the same on every machine. Shapes: T pa
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -19,11 +20,14 @@ def mix(x: np.ndarray) -> np.ndarray:
 
     Reference: Steele, Lea, Flood, Fast splittable pseudorandom number generators (2014), with Stafford's variant 13.
     """
-    x = x ^ (x >> np.uint64(30))
+    shifted = x >> np.uint64(30)
+    x = np.bitwise_xor(x, shifted, out=shifted)
     x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
+    scratch = x >> np.uint64(27)
+    x ^= scratch
     x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
+    np.right_shift(x, np.uint64(31), out=scratch)
+    x ^= scratch
     return x
 
 
@@ -78,30 +82,32 @@ def below(hashes: np.ndarray, n: int) -> np.ndarray:
 def permute(indices: np.ndarray, n: int, key: int) -> np.ndarray:
     """Where a keyed permutation of [0, n) sends each of `indices`, in O(1) each and with nothing stored.
 
-    A Feistel network permutes the next power of two; what falls outside [0, n) is sent through again until it lands
-    inside, which takes under two passes on average.
+    A Feistel network permutes a rectangle of about sqrt(n) by sqrt(n) cells, at least n of them; what it sends to a cell
+    beyond n goes through again until it lands inside.
 
     Returns:
         int64 of the shape of `indices`.
 
-    Reference: Black, Rogaway, Ciphers with arbitrary finite domains (2002), Section 4 (cycle walking).
+    Reference: Black, Rogaway, Ciphers with arbitrary finite domains (2002): the generalised Feistel cipher, Section 5,
+    and cycle walking, Section 4.
     """
-    indices = np.asarray(indices)
-    assert n >= 1 and (indices.size == 0 or (indices.min() >= 0 and indices.max() < n)), n
-    bits = (n - 1).bit_length()
-    out = _feistel(indices.astype(np.uint64).ravel(), bits, key)
-    while (outside := np.flatnonzero(out >= np.uint64(n))).size:
-        out[outside] = _feistel(out[outside], bits, key)
-    return out.astype(np.int64).reshape(indices.shape)
+    indices = np.asarray(indices, dtype=np.int64)
+    assert 1 <= n < 1 << 62, n
+    assert indices.size == 0 or (indices.min() >= 0 and indices.max() < n), n
+    out = _feistel(indices.ravel(), n, key)
+    while (outside := np.flatnonzero(out >= n)).size:
+        out[outside] = _feistel(out[outside], n, key)
+    return out.reshape(indices.shape)
 
 
-def _feistel(x: np.ndarray, bits: int, key: int) -> np.ndarray:
-    high_bits, low_bits = bits // 2, bits - bits // 2
-    high, low = x >> np.uint64(low_bits), x & np.uint64((1 << low_bits) - 1)
+def _feistel(x: np.ndarray, n: int, key: int) -> np.ndarray:
+    columns = math.isqrt(n - 1) + 1
+    rows = -(-n // columns)
+    row, column = np.divmod(x, columns)
     for i in range(0, _ROUNDS, 2):
-        high = high ^ (mix(low + _round_key(key, i)) & np.uint64((1 << high_bits) - 1))
-        low = low ^ (mix(high + _round_key(key, i + 1)) & np.uint64((1 << low_bits) - 1))
-    return (high << np.uint64(low_bits)) | low
+        row = (row + below(mix(column.astype(np.uint64) + _round_key(key, i)), rows)) % rows
+        column = (column + below(mix(row.astype(np.uint64) + _round_key(key, i + 1)), columns)) % columns
+    return row * columns + column
 
 
 @lru_cache(maxsize=4096)
