@@ -1,5 +1,19 @@
 """From raw text to packed batches."""
 
 from terrazzo.data.corpus import Corpus, SpecialTokens, Split
+from terrazzo.data.loader import Loader, StepBatches, evaluation_batches
+from terrazzo.data.stream import StepPlan, Stream, pieces_for_tokens
+from terrazzo.data.tokenizer import word_start_table
 
-__all__ = ["Corpus", "SpecialTokens", "Split"]
+__all__ = [
+    "Corpus",
+    "Loader",
+    "SpecialTokens",
+    "Split",
+    "StepBatches",
+    "StepPlan",
+    "Stream",
+    "evaluation_batches",
+    "pieces_for_tokens",
+    "word_start_table",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import nn
 
 from terrazzo.nn.config import EncoderConfig
@@ -12,6 +13,7 @@ from terrazzo.nn.config import EncoderConfig
 _RESIDUAL_OUTPUTS = ("attention.out", "mlp.down")
 
 
+@torch.no_grad()
 def initialise(model: nn.Module, config: EncoderConfig) -> None:
     """Draw all matrices and embeddings from the global generator; biases 0, norms 1.
 
@@ -26,6 +28,8 @@ def initialise(model: nn.Module, config: EncoderConfig) -> None:
             _draw(module.weight, std, truncated=config.init == "megatron")
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+        if name == "embeddings.tokens":
+            nn.init.zeros_(module.weight[config.vocab_size :])  # rows of no token stay zero under every optimizer
 
 
 def _draw(weight: nn.Parameter, std: float, truncated: bool) -> None:

@@ -124,7 +124,7 @@ class StageRun:
         self.schedules = {"lr": Schedule(), **stage.schedules}
         resumed = session.resume_from if previous is None else None
         torch.manual_seed(derive(self.seed, "init") % 2**63)
-        model = build_model(stage.model, corpus, previous, resumed.path / "model" if resumed else None)
+        model = build_model(stage.model, corpus, previous, resumed.path if resumed else None)
         self.config: EncoderConfig = model.config
         self.module = wrap(StepModule(model.to(ranks.device), self.objective), ranks, session.config.distributed)
         self.module.train()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import field
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+
 
 from terrazzo.config import config, from_dict, override
 from terrazzo.errors import InputError
@@ -36,7 +37,7 @@ class RunConfig:
 
     data: str
     out: str
-    stages: tuple[Stage, ...] = Field(default_factory=lambda: (Stage(),))
+    stages: tuple[Stage, ...] = field(default_factory=lambda: (Stage(),))
     seed: int = 17
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"

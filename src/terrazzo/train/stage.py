@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -59,7 +60,7 @@ class Init:
     kind: Literal["init"] = "init"
     family: str = "mosaicbert"
     size: str = "base"
-    fields: dict[str, Any] = Field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -132,10 +133,10 @@ class Stage:
     """
 
     name: str = "pretrain"
-    model: ModelSource = Field(default_factory=Init)
-    objective: ObjectiveConfig = Field(default_factory=MLMConfig)
-    sampling: Sampling = Field(default_factory=Sampling)
-    optimizer: OptimizerConfig = Field(default_factory=MuonConfig)
-    schedules: dict[str, ScheduleConfig] = Field(default_factory=lambda: {"lr": Schedule()})
-    budget: Budget = Field(default_factory=lambda: Budget(steps=1000))
+    model: ModelSource = field(default_factory=Init)
+    objective: ObjectiveConfig = field(default_factory=MLMConfig)
+    sampling: Sampling = field(default_factory=Sampling)
+    optimizer: OptimizerConfig = field(default_factory=MuonConfig)
+    schedules: dict[str, ScheduleConfig] = field(default_factory=lambda: {"lr": Schedule()})
+    budget: Budget = field(default_factory=lambda: Budget(steps=1000))
     clip_norm: float | None = 1.0

@@ -1,10 +1,9 @@
-"""Checkpoints of a run: a model folder and the optimizer's state, whole or absent, the last few kept."""
+"""Checkpoints of a run: a model folder that also holds the optimizer's state, whole or absent, the last few kept."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FSDPModule
 
-from terrazzo.checkpoint import save_model
+from terrazzo.checkpoint import atomic_folder, write_model
 from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig, MaskedLM
 from terrazzo.provenance import write_json_atomic
@@ -128,23 +127,11 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint under a temporary name, rename it into place, then delete all but the last `keep`."""
     folder = checkpoint_folder(run)
-    folder.mkdir(exist_ok=True)
     final = folder / f"step-{counters.total_steps:08d}"
-    temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        save_model(temporary / "model", assemble(config, states[0]), tokenizer, provenance)
-        with open(temporary / "optimizer.pt", "wb") as file:
-            torch.save(states[1], file)
-            file.flush()
-            os.fsync(file.fileno())
+    with atomic_folder(final) as temporary:
+        write_model(temporary, assemble(config, states[0]), tokenizer, provenance)
+        torch.save(states[1], temporary / "optimizer.pt")
         write_json_atomic(temporary / "counters.json", dataclasses.asdict(counters))
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
     return final

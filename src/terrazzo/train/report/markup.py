@@ -29,7 +29,7 @@ def join(*children: Child) -> Html:
     return Html("".join(escape(child if isinstance(child, str) else str(child)) for child in children if child is not None))
 
 
-def tag(name: str, *children: Child, **attributes: _Attribute) -> Html:
+def tag(name: str, /, *children: Child, **attributes: _Attribute) -> Html:
     """An element; `class_` and `for_` lose the underscore, other underscores become hyphens, None and False vanish."""
     parts = [name]
     for key, value in attributes.items():
