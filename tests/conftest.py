@@ -48,6 +48,14 @@ def no_network():
     patch.undo()
 
 
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A tiny prepared corpus that tests share and leave as it is."""
+    from terrazzo.testing import tiny_corpus
+
+    return tiny_corpus(tmp_path_factory.mktemp("corpus") / "data")
+
+
 def _refuse_unless_local(family, address):
     host = address[0] if isinstance(address, tuple) else None
     if family == socket.AF_UNIX or host in ("localhost", "", None):
