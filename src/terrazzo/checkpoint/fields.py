@@ -51,8 +51,8 @@ class Fields:
         """Raise InputError where a field is present, not null, and none of the accepted values."""
         value = self.values.get(name)
         if value is not None and value not in accepted:
-            mend = f"only {' or '.join(map(repr, accepted))} can be represented" if accepted else "it has no counterpart"
-            raise self.error(name, value, mend)
+            known = " or ".join(map(repr, accepted)) or "a file without it"
+            raise self.error(name, value, f"only {known} can be represented")
 
     def error(self, name: str, value: Any, mend: str) -> InputError:
         """The error that names file, field, value and mend."""

@@ -1,7 +1,7 @@
 """What a folder format is, and which ones there are.
 
-A format translates a config both ways and says under which names it stores each of our tensors. A new family of published
-checkpoints is a file beside `bert.py` and a line in `FORMATS`.
+A format translates a config both ways and says under which names it stores each of our tensors. A new family of
+published checkpoints is a file beside `bert.py` and a word in `choice.FORMATS`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ class Format:
         encoder_class, masked_lm_class: what `architectures` says without and with a masked-language-model head.
         read: fields of an `EncoderConfig` from a config.json.
         write: a config.json from an `EncoderConfig`; None where the format is only read.
-        names: our module or tensor, `#` for the block number, to the published ones whose rows it stacks; None means that
-            the names are ours.
+        names: our module or tensor, `#` for the block number, to the published ones whose rows it stacks; None means
+            that the names are ours.
         prefix: what a file with a head puts before the names of the encoder.
         tied: published names that repeat another tensor.
         ignored: pattern of published tensors without a counterpart: poolers, task heads, position counters.
+        classifier_head: pattern of further ones that are the task's where the file has a `classifier`.
     """
 
     model_types: tuple[str, ...]
@@ -49,6 +50,7 @@ class Format:
     prefix: str = ""
     tied: Mapping[str, str] = field(default_factory=dict)
     ignored: str = "$^"
+    classifier_head: str = "$^"
 
     @property
     def published(self) -> bool:

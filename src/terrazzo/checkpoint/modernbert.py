@@ -15,8 +15,8 @@ def _read(fields: Fields) -> dict[str, Any]:
     refuse_other_machines(fields)
     depth = fields.get("num_hidden_layers", 22)
     window, global_every = _read_windows(fields, depth)
-    theta = _read_theta(fields, _GLOBAL, "global_rope_theta", 160_000.0)
-    local_theta = _read_theta(fields, _LOCAL, "local_rope_theta", 10_000.0)
+    theta = _read_theta(fields, _GLOBAL, fields.get("global_rope_theta", 160_000.0))
+    local_theta = _read_theta(fields, _LOCAL, fields.values.get("local_rope_theta", 10_000.0) or theta)
     return {
         "vocab_size": fields.get("vocab_size", 50368),
         "width": fields.get("hidden_size", 768),
@@ -53,8 +53,8 @@ def _read(fields: Fields) -> dict[str, Any]:
 def _read_windows(fields: Fields, depth: int) -> tuple[int | None, int]:
     """`(window, global_every)` of the layer types."""
     window, every = fields.get("local_attention", 128), fields.get("global_attn_every_n_layers", 3)
-    types = fields.get("layer_types", _layer_types(depth, window, every))
-    if types == [_GLOBAL] * depth and depth > 1:
+    types = fields.get("layer_types", [_LOCAL if layer % every else _GLOBAL for layer in range(depth)])
+    if types == [_GLOBAL] * depth and (depth > 1 or every == 1):
         return None, 1
     for candidate in (every, *range(1, depth + 1)):
         if types == _layer_types(depth, window, candidate):
@@ -68,8 +68,8 @@ def _layer_types(depth: int, window: int | None, every: int) -> list[str]:
     return [_GLOBAL if every > 1 and layer % every == 0 else _LOCAL for layer in range(depth)]
 
 
-def _read_theta(fields: Fields, layer_type: str, older_name: str, default: float) -> float:
-    """The rotation base of one kind of layer, from the nested form or from the older flat field."""
+def _read_theta(fields: Fields, layer_type: str, older: float) -> float:
+    """The rotation base of one kind of layer, from the nested form, or the `older` flat field's value without one."""
     fields.refuse_unless("rope_scaling")
     nested = fields.get("rope_parameters", {})
     if set(nested) - {_GLOBAL, _LOCAL}:
@@ -77,7 +77,7 @@ def _read_theta(fields: Fields, layer_type: str, older_name: str, default: float
     own = nested.get(layer_type) or {}
     if set(own) - {"rope_theta", "rope_type"} or own.get("rope_type", "default") != "default":
         raise fields.error("rope_parameters", own, "only rope_theta with rope_type 'default' can be represented")
-    return float(own.get("rope_theta") or fields.get(older_name, default))
+    return float(own.get("rope_theta") or older)
 
 
 def _write(config: EncoderConfig, special: SpecialIds) -> dict[str, Any]:
@@ -97,6 +97,8 @@ def _write(config: EncoderConfig, special: SpecialIds) -> dict[str, Any]:
             _GLOBAL: {"rope_type": "default", "rope_theta": theta},
             _LOCAL: {"rope_type": "default", "rope_theta": local_theta},
         },
+        "global_rope_theta": theta,
+        "local_rope_theta": local_theta,
         "norm_eps": config.norm_eps,
         "norm_bias": config.norm_bias,
         "attention_bias": config.attention_bias,
@@ -139,4 +141,5 @@ MODERNBERT = Format(
     prefix="model.",
     tied={"decoder.weight": "embeddings.tok_embeddings.weight"},
     ignored=r"classifier\.|.*rotary_emb\.",
+    classifier_head=r"head\.",
 )

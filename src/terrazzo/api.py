@@ -1,0 +1,190 @@
+"""A trained model in use: `terrazzo.load(folder)`, then `encode` and `fill_mask`.
+
+Shapes: T packed tokens, B documents, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from terrazzo.checkpoint import load_model, load_tokenizer
+from terrazzo.data.corpus import SpecialTokens
+from terrazzo.errors import InputError
+from terrazzo.nn import Encoder, EncoderConfig, MaskedLM
+from terrazzo.packed import Packed
+
+Pooling = Literal["mean", "cls", "max"]
+POOLINGS = ("mean", "cls", "max")
+#: Texts tokenized at a time, so that a long list never exists in tokenized form beside its ids.
+_TEXTS_AT_A_TIME = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a masked token could be: its text, its id and its probability."""
+
+    token: str
+    id: int
+    probability: float
+
+
+def load(
+    path: str | Path,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Model:
+    """Open a model folder, ours or a published one, for use.
+
+    Args:
+        device: where it runs; None is the CPU.
+        dtype: of its parameters; None is fp32.
+        backend: attention backend by name; None takes the device's default.
+
+    Raises:
+        InputError: not a model folder, no tokenizer in it, or a tokenizer of another model.
+    """
+    network = load_model(path, device, dtype or torch.float32, backend).eval()
+    return Model(network, load_tokenizer(path, network.config))
+
+
+class Model:
+    """An encoder with its tokenizer, in inference mode.
+
+    Args:
+        network: the encoder, with or without the masked-language-model head.
+        tokenizer: gives model-ready ids, special tokens included.
+    """
+
+    def __init__(self, network: MaskedLM | Encoder, tokenizer: Tokenizer) -> None:
+        self.network, self.tokenizer = network.eval(), tokenizer
+
+    @property
+    def config(self) -> EncoderConfig:
+        return self.network.config
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.network.encoder if isinstance(self.network, MaskedLM) else self.network
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.embeddings.tokens.weight.device
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        pooling: Pooling = "mean",
+        normalize: bool = False,
+        max_len: int | None = None,
+        batch_tokens: int = 16_384,
+    ) -> np.ndarray:
+        """One vector a text, float32 `(len(texts), D)`, in the order of the texts.
+
+        Texts are sorted by length and packed without padding; a vector does not depend on the other texts.
+
+        Args:
+            pooling: "mean" and "max" run over all tokens of a text, special ones included, as sentence-transformers has
+                it; "cls" takes the first.
+            normalize: scale every vector to length 1.
+            max_len: tokens, special ones included, after which a text is cut; None is the model's own limit.
+            batch_tokens: tokens that run at a time, or one text where it is longer.
+
+        Raises:
+            InputError: a bare string, something that is not text, an unknown pooling, or a `max_len` beyond the model.
+        """
+        if pooling not in POOLINGS:
+            raise InputError(f"pooling={pooling!r}: known: {', '.join(POOLINGS)}")
+        documents = self._tokenize(_checked(texts), self._checked_max_len(max_len))
+        vectors = np.zeros((len(documents), self.config.width), dtype=np.float32)
+        for rows in batches([len(ids) for ids in documents], batch_tokens):
+            batch = Packed.from_sequences([documents[row] for row in rows]).to(self.device)
+            vectors[rows] = self._vectors(batch, pooling, normalize).cpu().numpy()
+        return vectors
+
+    def fill_mask(self, text: str, top_k: int = 5) -> list[list[Prediction]]:
+        """The `top_k` likeliest tokens for every mask token in `text`, best first.
+
+        Raises:
+            InputError: the model has no masked-language-model head, or the text no mask within the model's length.
+        """
+        if not isinstance(self.network, MaskedLM):
+            raise InputError("fill_mask: this model has no masked-language-model head, it can only encode")
+        mask = SpecialTokens.of(self.tokenizer).mask
+        (ids,) = self._tokenize(_checked([text]), self.config.max_len)
+        masked_M = torch.from_numpy(np.flatnonzero(ids == mask))
+        if not len(masked_M):
+            name = self.tokenizer.id_to_token(mask)
+            raise InputError(
+                f"fill_mask: no {name} in the first {len(ids)} tokens of {text!r}: write it where to guess"
+            )
+        batch = Packed.from_sequences([ids], masked_M=masked_M).to(self.device)
+        with torch.inference_mode():
+            best = self.network(batch).float().softmax(-1).topk(min(top_k, self.config.vocab_size))
+        return [
+            [Prediction(token=self.tokenizer.decode([i]), id=i, probability=p) for p, i in zip(*pair, strict=True)]
+            for pair in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def _tokenize(self, texts: list[str], max_len: int) -> list[np.ndarray]:
+        if (self.tokenizer.truncation or {}).get("max_length") != max_len:
+            self.tokenizer.enable_truncation(max_len)
+        documents: list[np.ndarray] = []
+        for first in range(0, len(texts), _TEXTS_AT_A_TIME):
+            encodings = self.tokenizer.encode_batch_fast(texts[first : first + _TEXTS_AT_A_TIME])
+            documents += [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
+        return documents
+
+    def _checked_max_len(self, max_len: int | None) -> int:
+        least = self.tokenizer.num_special_tokens_to_add(is_pair=False) + 1
+        wanted = self.config.max_len if max_len is None else max_len
+        if wanted < least:
+            raise InputError(f"max_len={wanted}: a text needs at least {least} tokens with its special ones")
+        if self.config.positions == "learned" and wanted > self.config.max_len:
+            raise InputError(f"max_len={wanted}: the model has {self.config.max_len} learned positions, and no more")
+        return wanted
+
+    @torch.inference_mode()
+    def _vectors(self, batch: Packed, pooling: Pooling, normalize: bool) -> Tensor:
+        if pooling == "cls":
+            vectors_BD = self.encoder(batch, batch.cu_seqlens[:-1]).float()
+        else:
+            lengths_B = batch.cu_seqlens.diff().long()
+            vectors_BD = torch.segment_reduce(self.encoder(batch).float(), pooling, lengths=lengths_B, unsafe=True)
+        return F.normalize(vectors_BD) if normalize else vectors_BD
+
+
+def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
+    """Indices of texts, longest first, in runs of at most `batch_tokens` tokens or of one text; empty texts left out.
+
+    Longest first, so that a budget beyond the memory fails at once.
+    """
+    if batch_tokens < 1:
+        raise InputError(f"batch_tokens={batch_tokens}: must be at least 1")
+    sizes = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
+    ends, first = np.cumsum(sizes[order]), 0
+    while first < len(order):
+        before = ends[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, before + batch_tokens, side="right")))
+        yield order[first:last]
+        first = last
+
+
+def _checked(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise InputError(f"encode takes a list of texts, got the one text {texts[:40]!r}: write encode([text])")
+    texts = list(texts)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"text {index} is {type(text).__name__} {text!r}: every text must be a string")
+    return texts

@@ -1,0 +1,158 @@
+"""`terrazzo.load(folder)`: vectors and fill-mask predictions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+import terrazzo
+from terrazzo.api import batches
+from terrazzo.checkpoint import save_model
+from terrazzo.errors import InputError
+from terrazzo.nn import Encoder, MaskedLM, bert, mosaicbert
+from terrazzo.packed import Packed
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = ["the", "cat", "dog", "sat", "ran", "on", "a", "mat"]
+VOCAB = len(SPECIAL) + len(WORDS)
+SMALL = {"width": 32, "depth": 2, "num_heads": 4, "mlp_width": 48}
+TEXTS = ["the cat sat on a mat", "", "dog", "the dog ran " * 9, "a cat"]
+
+
+def tokenizer_file(path, framed=True):
+    vocabulary = {token: i for i, token in enumerate(SPECIAL + WORDS)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(SPECIAL)
+    if framed:
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=20)
+    tokenizer.save(str(path))
+    return path
+
+
+def folder(path, config=None, kind=MaskedLM, framed=True):
+    path.mkdir(exist_ok=True)
+    model = kind(config or mosaicbert("tiny", VOCAB, **SMALL))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.3)
+    return save_model(path / "model", model, tokenizer_file(path / "tokenizer.json", framed))
+
+
+@pytest.fixture
+def model(tmp_path):
+    return terrazzo.load(folder(tmp_path))
+
+
+def ids_of(text, max_len=512):
+    ids = [SPECIAL.index("[MASK]") if word == "[MASK]" else 5 + WORDS.index(word) for word in text.split()]
+    return [2, *ids[: max_len - 2], 3]
+
+
+@torch.no_grad()
+def hidden(model, text, max_len=512):
+    return model.encoder(Packed.from_sequences([ids_of(text, max_len)]))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_vectors_of_a_batch_are_those_of_each_text_alone(model, pooling, normalize):
+    rows = [hidden(model, text) for text in TEXTS]
+    pooled = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "max": lambda x: x.amax(0)}
+    expected = torch.stack([pooled[pooling](row) for row in rows])
+    expected = F.normalize(expected) if normalize else expected
+    for batch_tokens in (16_384, 12):
+        vectors = model.encode(TEXTS, pooling, normalize, batch_tokens=batch_tokens)
+        assert vectors.dtype == np.float32 and vectors.flags.owndata
+        torch.testing.assert_close(torch.from_numpy(vectors), expected, rtol=0, atol=1e-5)
+
+
+def test_text_is_cut_with_its_special_tokens_kept(model):
+    for max_len in (6, 3):
+        expected = hidden(model, TEXTS[0], max_len).mean(0)
+        vector = torch.from_numpy(model.encode([TEXTS[0]], max_len=max_len)[0])
+        torch.testing.assert_close(vector, expected, rtol=0, atol=1e-5)
+    for max_len in (2, 0):
+        with pytest.raises(InputError, match=f"max_len={max_len}: a text needs at least 3"):
+            model.encode(TEXTS, max_len=max_len)
+
+
+def test_learned_positions_limit_the_length(tmp_path):
+    model = terrazzo.load(folder(tmp_path, bert("tiny", VOCAB, **SMALL, max_len=8), Encoder))
+    assert model.encode(TEXTS).shape == (5, 32)
+    with pytest.raises(InputError, match="max_len=9: the model has 8 learned positions"):
+        model.encode(TEXTS, max_len=9)
+
+
+def test_no_texts_and_texts_without_tokens(model, tmp_path):
+    assert model.encode([]).shape == (0, 32)
+    bare = terrazzo.load(folder(tmp_path / "bare", framed=False))
+    vectors = bare.encode(["", "cat"])
+    assert not vectors[0].any() and vectors[1].any()
+
+
+def test_batches_keep_the_budget_and_every_text():
+    lengths = [3, 9, 0, 1, 7, 7, 30, 2]
+    runs = [run.tolist() for run in batches(lengths, 16)]
+    assert runs == [[6], [1, 4], [5, 0, 7, 3]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"texts": "the cat"}, r"got the one text 'the cat': write encode\(\[text\]\)"),
+        ({"texts": ["cat", None]}, "text 1 is NoneType None"),
+        ({"texts": ["cat"], "pooling": "sum"}, "pooling='sum': known: mean, cls, max"),
+        ({"texts": ["cat"], "batch_tokens": 0}, "batch_tokens=0"),
+    ],
+)
+def test_mistakes_in_encode(model, arguments, message):
+    with pytest.raises(InputError, match=message):
+        model.encode(**arguments)
+
+
+def test_fill_mask_ranks_the_whole_vocabulary(model):
+    text = "the [MASK] sat on a [MASK]"
+    with torch.no_grad():
+        logits = model.network(Packed.from_sequences([ids_of(text)]))
+    first, second = model.fill_mask(text, top_k=3)
+    for predictions, position in ((first, 2), (second, 6)):
+        best = logits[position].softmax(-1).topk(3)
+        assert [p.id for p in predictions] == best.indices.tolist()
+        assert [p.probability for p in predictions] == pytest.approx(best.values.tolist(), abs=1e-5)
+        assert all(p.token in SPECIAL + WORDS + [""] for p in predictions)
+    assert len(model.fill_mask(text, top_k=999)[0]) == VOCAB
+
+
+def test_fill_mask_without_a_mask_or_a_head(model, tmp_path):
+    with pytest.raises(InputError, match=r"no \[MASK\] in the first 4 tokens of 'a cat'"):
+        model.fill_mask("a cat")
+    encoder = terrazzo.load(folder(tmp_path / "encoder", kind=Encoder))
+    with pytest.raises(InputError, match="no masked-language-model head"):
+        encoder.fill_mask("a [MASK]")
+
+
+def test_bf16_weights_give_nearby_float32_vectors(tmp_path):
+    path = folder(tmp_path)
+    exact, rough = (terrazzo.load(path, dtype=dtype).encode(TEXTS, normalize=True) for dtype in (None, torch.bfloat16))
+    assert rough.dtype == np.float32
+    assert ((exact * rough).sum(1) > 0.99).all() and (exact != rough).any()
+
+
+def test_folder_without_or_with_a_foreign_tokenizer(tmp_path):
+    path = folder(tmp_path)
+    (path / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match="no tokenizer.json"):
+        terrazzo.load(path)
+    (path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="tokenizer.json: does not parse"):
+        terrazzo.load(path)
+    smaller = save_model(tmp_path / "smaller", MaskedLM(mosaicbert("tiny", VOCAB - 1, **SMALL)))
+    tokenizer_file(smaller / "tokenizer.json")
+    with pytest.raises(InputError, match="ids up to 12, the model's embedding ends at 11"):
+        terrazzo.load(smaller)
