@@ -2,12 +2,15 @@
 
 from terrazzo.data.corpus import Corpus, SpecialTokens, Split
 from terrazzo.data.loader import Loader, StepBatches, evaluation_batches
+from terrazzo.data.options import PrepareConfig
+from terrazzo.data.prepare import prepare
 from terrazzo.data.stream import StepPlan, Stream, pieces_for_tokens
 from terrazzo.data.tokenizer import word_start_table
 
 __all__ = [
     "Corpus",
     "Loader",
+    "PrepareConfig",
     "SpecialTokens",
     "Split",
     "StepBatches",
@@ -15,5 +18,6 @@ __all__ = [
     "Stream",
     "evaluation_batches",
     "pieces_for_tokens",
+    "prepare",
     "word_start_table",
 ]

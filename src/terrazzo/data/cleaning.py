@@ -17,6 +17,7 @@ class Preset:
 
     filters: tuple[Filter, ...]
     lowercase: bool = False
+    strip_accents: bool = False
     tags: tuple[str, ...] = ()
 
 
@@ -30,6 +31,7 @@ PRESETS = {
             filters.min_letter_share(0.5),
         ),
         lowercase=True,
+        strip_accents=True,
     ),
     "german": Preset(
         filters=(

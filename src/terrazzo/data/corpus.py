@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,7 +73,7 @@ class Split:
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._shards = tuple(shards)
-        self._first = np.cumsum([0] + [shard.num_documents for shard in shards])
+        self._first = list(itertools.accumulate((shard.num_documents for shard in shards), initial=0))
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -81,7 +83,7 @@ class Split:
 
     @property
     def num_documents(self) -> int:
-        return int(self._first[-1])
+        return self._first[-1]
 
     @property
     def num_tokens(self) -> int:
@@ -89,12 +91,24 @@ class Split:
 
     def document(self, index: int) -> np.ndarray:
         """Read-only view (uint16 or uint32) of the token ids of document `index`, without special tokens."""
-        if not 0 <= index < self.num_documents:
+        shard = bisect_right(self._first, index) - 1
+        if not 0 <= shard < len(self._shards):
             raise IndexError(f"document {index} of {self.num_documents}")
-        if len(self._shards) == 1:
-            return self._shards[0].document(index)
-        shard = int(np.searchsorted(self._first, index, side="right")) - 1
-        return self._shards[shard].document(index - int(self._first[shard]))
+        return self._shards[shard].document(index - self._first[shard])
+
+    def slices(self, documents_B: np.ndarray, starts_B: np.ndarray, stops_B: np.ndarray) -> list[np.ndarray]:
+        """Read-only views of the tokens `start` to `stop` of each document: `document`, many at a time."""
+        shard_B = np.searchsorted(self._first, documents_B, side="right") - 1
+        local_B = documents_B - np.asarray(self._first)[shard_B]
+        tokens = [shard.tokens_T for shard in self._shards]
+        offset = [shard.offsets.item for shard in self._shards]
+        where = zip(*(x.tolist() for x in (shard_B, local_B, starts_B, stops_B)), strict=True)
+        return [tokens[s][(first := offset[s](i)) + start : first + stop] for s, i, start, stop in where]
+
+
+def open_split(folder: Path, shards: Sequence[Mapping[str, Any]]) -> Split:
+    """The split that the manifest lists as `shards`."""
+    return Split([Shard(folder, shard["name"]) for shard in shards])
 
 
 class Corpus:
@@ -110,9 +124,7 @@ class Corpus:
         self.special = SpecialTokens(**manifest["special"])
         self.vocab_size = int(manifest["vocab_size"])
         self.fingerprint = str(manifest["fingerprint"])
-        self.train, self.heldout = (
-            Split([Shard(path, shard["name"]) for shard in manifest["shards"][name]]) for name in SPLITS
-        )
+        self.train, self.heldout = (open_split(path, manifest["shards"][split]) for split in SPLITS)
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = False) -> Corpus:
@@ -132,6 +144,11 @@ class Corpus:
         return Tokenizer.from_file(str(self.path / TOKENIZER))
 
 
+def id_space(tokenizer: Tokenizer) -> int:
+    """One more than the largest id: the rows that an embedding needs, also where a vocabulary has gaps."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
 def manifest_of(path: Path, shards: Mapping[str, Sequence[Mapping[str, Any]]], **fields: Any) -> dict[str, Any]:
     """The manifest of the finished files in `path`: checksums, special tokens, fingerprint, and further `fields`."""
     tokenizer = Tokenizer.from_file(str(path / TOKENIZER))
@@ -140,7 +157,7 @@ def manifest_of(path: Path, shards: Mapping[str, Sequence[Mapping[str, Any]]], *
     return {
         "format": FORMAT,
         "fingerprint": fingerprint(files),
-        "vocab_size": tokenizer.get_vocab_size(),
+        "vocab_size": id_space(tokenizer),
         "special": dataclasses.asdict(SpecialTokens.of(tokenizer, TOKENIZER)),
         "shards": {split: [dict(shard) for shard in shards[split]] for split in SPLITS},
         "files": files,

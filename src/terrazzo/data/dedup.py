@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -66,21 +66,21 @@ def signature(text: str) -> np.ndarray:
     """
     words = text.casefold().split()
     grams = {" ".join(words[i : i + SHINGLE]).encode() for i in range(max(1, len(words) - SHINGLE + 1))}
-    return np.asarray(_sketch(grams).hashvalues)
+    sketch = _empty_sketch().copy()
+    sketch.update_batch(grams)
+    return np.asarray(sketch.hashvalues)
 
 
 class NearDuplicates:
-    """Finds documents whose word 3-grams overlap with those of an earlier one by a Jaccard index of `threshold` or more.
+    """Finds documents whose word 3-grams overlap with an earlier one's by a Jaccard index of at least `threshold`.
 
     Banded lookup proposes earlier documents, their whole signatures decide. Keeps about 6 KB a document in memory.
 
     Raises:
-        InputError: a threshold outside (0, 1), or datasketch is not installed.
+        InputError: datasketch is not installed.
     """
 
     def __init__(self, threshold: float) -> None:
-        if not 0 < threshold < 1:
-            raise InputError(f"--near-duplicates {threshold}: a similarity between 0 and 1, e.g. 0.8")
         self.threshold = threshold
         self._index = _datasketch().MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS)
         self._kept: list[np.ndarray] = []
@@ -89,20 +89,26 @@ class NearDuplicates:
         """Bool mask of the documents that resemble no earlier one; only those are remembered."""
         return np.asarray([self._add(values) for values in signatures], dtype=bool)
 
+    def remember(self, signatures: Iterable[np.ndarray]) -> None:
+        """Take in documents that were judged before."""
+        for values in signatures:
+            self._insert(_from_values(values))
+
     def _add(self, values: np.ndarray) -> bool:
-        sketch = _sketch(set()).copy()
-        sketch.hashvalues = values
-        similar = (np.mean(self._kept[key] == values) >= self.threshold for key in self._index.query(sketch))
-        if any(similar):
+        sketch = _from_values(values)
+        if any(np.mean(self._kept[key] == values) >= self.threshold for key in self._index.query(sketch)):
             return False
-        self._index.insert(len(self._kept), sketch, check_duplication=False)
-        self._kept.append(values)
+        self._insert(sketch)
         return True
 
+    def _insert(self, sketch: Any) -> None:
+        self._index.insert(len(self._kept), sketch, check_duplication=False)
+        self._kept.append(sketch.hashvalues)
 
-def _sketch(grams: set[bytes]) -> Any:
+
+def _from_values(values: np.ndarray) -> Any:
     sketch = _empty_sketch().copy()
-    sketch.update_batch(grams)
+    sketch.hashvalues = values
     return sketch
 
 

@@ -2,7 +2,7 @@
 
 GottBERT computes the ratios and lets a one-class SVM, trained on a clean sample, decide; its authors find that
 filtering brings no significant gain. Here each ratio has a threshold of its own instead, set so that running prose
-passes: of 67 German novels and 1028 news articles fewer than one document in a thousand lies beyond any of them.
+passes: of the paragraphs of 67 German novels and 1028 news articles, none drops more than one in a thousand.
 
 Reference: Scheible et al., GottBERT, arXiv 2012.02110, and github.com/GottBERT/roberta-snakemake-pipeline.
 """

@@ -87,6 +87,8 @@ def read_csv(stream: BinaryIO, name: str, text_field: str) -> Iterator[str]:
     rows = csv.DictReader(itertools.chain([header], texts), delimiter=delimiter, strict=True)
     try:
         for row in rows:
+            if text_field not in row:
+                raise InputError(_missing(f"{name}, line 1 (the header)", text_field, list(rows.fieldnames or [])))
             yield _text_of(row, text_field, f"{name}, line {rows.line_num}")
     except csv.Error as error:
         raise InputError(
@@ -206,5 +208,5 @@ def _text_of(row: Mapping[Any, Any], field: str, where: str) -> str:
 
 
 def _missing(where: str, field: str, fields: list[str]) -> str:
-    seen = ", ".join(fields) or "none"
+    seen = ", ".join(f"{name:.40}" for name in fields[:12]) or "none"
     return f"{where}: no field {field!r}; the fields are {seen}: choose one with --text-field"

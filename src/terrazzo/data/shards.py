@@ -6,8 +6,10 @@ NAME.offsets.npy   int64, documents + 1
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,22 +37,21 @@ class ShardWriter:
 
     def add(self, documents: Sequence[Sequence[int]]) -> None:
         """Append documents given as token ids; empty ones are left out."""
-        documents = [ids for ids in documents if len(ids)]
-        self._lengths.extend(len(ids) for ids in documents)
-        self._blocks.extend(np.asarray(ids, dtype=self.dtype) for ids in documents)
+        self._lengths.extend(len(ids) for ids in documents if len(ids))
+        self._blocks.append(np.fromiter(itertools.chain.from_iterable(documents), dtype=self.dtype))
 
     @property
-    def num_tokens(self) -> int:
-        return sum(self._lengths)
+    def num_documents(self) -> int:
+        return len(self._lengths)
 
-    def close(self) -> tuple[int, int]:
-        """Write the shard; returns (documents, tokens)."""
+    def close(self) -> dict[str, Any]:
+        """Write the shard; returns its `{"name", "documents", "tokens"}`."""
         tokens_T = np.concatenate(self._blocks) if self._blocks else np.empty(0, self.dtype)
-        offsets = np.concatenate([[0], np.cumsum(np.asarray(self._lengths, dtype=np.int64))]).astype(np.int64)
+        offsets = np.concatenate([[0], np.cumsum(self._lengths)]).astype(np.int64)
         for file_name, array in zip(shard_files(self.name), (tokens_T, offsets), strict=True):
             with atomic_file(self.folder / file_name) as file:
                 np.save(file, array)
-        return len(self._lengths), len(tokens_T)
+        return {"name": self.name, "documents": len(self._lengths), "tokens": len(tokens_T)}
 
 
 class Shard:
@@ -76,7 +77,7 @@ class Shard:
 
     def document(self, index: int) -> np.ndarray:
         """A read-only view of the token ids of document `index`."""
-        return self.tokens_T[self.offsets[index] : self.offsets[index + 1]]
+        return self.tokens_T[self.offsets.item(index) : self.offsets.item(index + 1)]
 
 
 def _map(path: Path) -> np.ndarray:
