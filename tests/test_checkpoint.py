@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from terrazzo.checkpoint import atomic, atomic_folder, load_config, load_model, load_tokenizer, save_model
+from terrazzo.checkpoint import atomic, atomic_folder, empty_model, load_config, load_model, load_tokenizer, save_model
 from terrazzo.checkpoint.formats import NATIVE
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, MaskedLM, bert, modernbert, mosaicbert
@@ -280,6 +282,7 @@ def test_other_shapes_keep_our_own_names(config, kind, tmp_path):
     assert json.loads((folder / "config.json").read_text())["model_type"] == NATIVE.model_types[0]
     record = json.loads((folder / "terrazzo.json").read_text())
     assert record["run"] == {"seed": 3} and record["versions"]["torch"]
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     loaded = load_model(folder)
     assert type(loaded) is kind and loaded.config == config
     state_equal(model.state_dict(), loaded.state_dict())
@@ -293,6 +296,17 @@ def test_loading_never_writes_to_the_file(tmp_path):
         for parameter in model.parameters():
             parameter.fill_(7)
     assert (folder / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("config", [mosaicbert("tiny", VOCAB), modernbert("tiny", VOCAB)])
+def test_empty_model_has_shapes_and_draws_nothing(config):
+    before = torch.get_rng_state()
+    empty = empty_model(config)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {p.device.type for p in empty.parameters()} == {"meta"}
+    assert {n: t.shape for n, t in empty.state_dict().items()} == {
+        n: t.shape for n, t in MaskedLM(config).state_dict().items()
+    }
 
 
 def test_dtype_and_requires_grad(tmp_path):
@@ -465,6 +479,19 @@ def test_replacing_and_failing_to_replace(exchange, tmp_path, monkeypatch):
         raise OSError("disk full")
     assert value_of(folder) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_full_disk_leaves_the_old_model(tmp_path):
+    folder = save_model(tmp_path / "model", small_encoder(1))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError) as error:
+            save_model(folder, small_encoder(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.errno == errno.EFBIG
+    assert value_of(folder) == 1 and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_killed_between_the_two_renames_the_old_model_still_opens(tmp_path):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from terrazzo.checkpoint.atomic import RECORD, atomic_folder, standing
 from terrazzo.checkpoint.choice import format_of, writable
+from terrazzo.checkpoint.empty import empty_model
 from terrazzo.checkpoint.formats import Format
-from terrazzo.checkpoint.tensors import gather, plain_names, read_tensors, scatter
+from terrazzo.checkpoint.tensors import gather, plain_names, read_tensors, scatter, write_tensors
 from terrazzo.checkpoint.tokenizer import (
     TOKENIZER,
     read_tokenizer,
@@ -52,6 +52,7 @@ def save_model(
 
     Raises:
         InputError: `path` holds something else, or the tokenizer has ids that the model has not.
+        OSError: the disk is full or cannot be written; nothing of the new folder remains.
     """
     with atomic_folder(path) as folder:
         write_model(folder, model, tokenizer_file, provenance, state)
@@ -82,7 +83,8 @@ def write_model(
     dtype = str(next(iter(stored.values())).dtype).removeprefix("torch.")
     architecture = layout.masked_lm_class if with_head else layout.encoder_class
     _write_json(folder / CONFIG, {"architectures": [architecture], **values, "dtype": dtype})
-    save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(stored, folder / WEIGHTS)
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)
     _write_json(folder / RECORD, {"format": FORMAT, **current_provenance(), **to_dict(provenance or {})})
 
 
@@ -123,8 +125,7 @@ def load_model(
     plain = plain_names(stored, layout, source)
     head_names = {part for name in ("head.dense.weight", "head.bias") for part in layout.parts(name)}
     with_head = bool(head_names & set(plain))
-    with torch.device("meta"):
-        model = MaskedLM(config, backend) if with_head else Encoder(config, backend)
+    model = empty_model(config, with_head, backend)
     prefix = "" if with_head else "encoder."
     expected = {prefix + name: tensor.shape for name, tensor in model.state_dict().items()}
     state = gather(plain, layout, expected, config.vocab_size, source)

@@ -5,6 +5,7 @@ Shapes: V vocabulary, P padded vocabulary.
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from terrazzo.checkpoint.formats import Format
@@ -74,6 +76,19 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
     if not isinstance(stored, dict) or not all(isinstance(tensor, Tensor) for tensor in stored.values()):
         raise InputError(f"{file}: holds something else than named tensors; use a model.safetensors")
     return stored
+
+
+def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a safetensors file that transformers accepts.
+
+    Raises:
+        OSError: with the system's error number, which the library only spells out.
+    """
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number.group(1)) if number else errno.EIO, str(error), str(file)) from error
 
 
 def plain_names(stored: Mapping[str, Tensor], layout: Format, source: Path) -> dict[str, Tensor]:
