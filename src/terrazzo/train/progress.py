@@ -75,7 +75,7 @@ class ProgressLine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console, self._every, self._total, self._clock = console or Console(), every, total_steps, clock
-        self._loss, self._rate, self._peak = Average(0.98), Average(0.9), Average(0.9)
+        self._loss, self._rate, self._peak = Average(0.9), Average(0.9), Average(0.9)
         self._heldout = math.nan
         self._course: deque[tuple[float, float]] = deque(maxlen=_ETA_LINES)
         self._line: Line | None = None

@@ -13,27 +13,41 @@ def short(number: float, digits: int = 3) -> str:
     if not math.isfinite(number):
         return _NONE
     rounded = float(f"{number:.{digits}g}")
-    for size, prefix in _PREFIXES:
-        if abs(rounded) >= size:
-            return significant(rounded / size, digits) + prefix
-    return significant(rounded, digits)
+    size, prefix = prefix_of(rounded)
+    exact = rounded == number and rounded / size == round(rounded / size)
+    return (f"{rounded / size:.0f}" if exact else significant(rounded / size, digits)) + prefix
+
+
+def prefix_of(number: float) -> tuple[float, str]:
+    """The decimal prefix that suits a number, and what it stands for: 12000 -> (1000.0, "k")."""
+    return next((p for p in _PREFIXES if abs(number) >= p[0]), (1.0, ""))
+
+
+def with_unit(number: float, unit: str) -> str:
+    """`number` with a decimal prefix on its unit: 1.21e13, "FLOP/s" -> "12.1 TFLOP/s"."""
+    text = short(number)
+    prefix = text[-1] if text[-1].isalpha() else ""
+    return f"{text.removesuffix(prefix)} {prefix}{unit}"
 
 
 def significant(number: float, digits: int = 3) -> str:
-    """`number` to `digits` significant digits without an exponent, whole numbers in full: 0.01234 -> "0.0123"."""
+    """`number` to `digits` significant digits without an exponent: 0.01234 -> "0.0123", 1234.5 -> "1,234"."""
     if not math.isfinite(number):
         return _NONE
     if number == 0:
         return "0"
     decimals = digits - 1 - math.floor(math.log10(abs(number)))
-    if number == round(number):
-        return f"{number:,.0f}"
     return f"{number:,.{max(decimals, 0)}f}"
 
 
 def whole(number: float) -> str:
     """A count with thousands separated: 1234567 -> "1,234,567"."""
     return f"{number:,.0f}" if math.isfinite(number) else _NONE
+
+
+def plural(number: int, noun: str) -> str:
+    """A count with its noun: 1 -> "1 step", 3000 -> "3,000 steps"."""
+    return f"{whole(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def percent(share: float, decimals: int = 1) -> str:
@@ -45,6 +59,8 @@ def duration(seconds: float) -> str:
     """Seconds as the two largest of days, hours, minutes, seconds: 200 -> "3 m 20 s"; below ten with a decimal."""
     if not math.isfinite(seconds):
         return _NONE
+    if seconds == 0:
+        return "0 s"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     rest = round(seconds)

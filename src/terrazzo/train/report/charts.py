@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from terrazzo.train.report.markup import Html, join, tag
-from terrazzo.train.report.scales import Scale, thin, time_ticks
+from terrazzo.train.report.scales import Scale, labels, thin, time_ticks
 from terrazzo.train.units import duration, short, significant
 
 _SIDE = 10_000  # of the square that is stretched over the plot
 _STRIPS = 60
+_LOOKS = {"raw": "every step", "line": "running mean", "heldout": "held-out documents"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Series:
     """Numbers over x, ascending; NaN where there is none.
 
     Args:
-        look: "raw" is a faint line that keeps every peak, "line" a strong one, "points" are dots joined by a thin line.
+        look: "raw" is a faint line that keeps every peak, "line" a strong one, "heldout" dots joined by a thin line.
     """
 
     name: str
@@ -35,9 +36,10 @@ class Series:
 
 @dataclass(frozen=True)
 class XAxis:
-    """What runs along the bottom."""
+    """What runs along the bottom: its key in a metrics line, its name on the switch, its label."""
 
     key: str
+    name: str
     label: str
     show: Callable[[float], str] = short
 
@@ -47,7 +49,8 @@ class Figure:
     """What a chart shows whatever its x-axis.
 
     Args:
-        from_zero: the y-axis starts at 0; else it covers the numbers.
+        unit: beside the title. show: a number of it, for reading off.
+        from_zero: the y-axis starts at 0; log: it is logarithmic where the numbers are positive and far apart.
         tall: the chart that the page is about.
     """
 
@@ -55,6 +58,7 @@ class Figure:
     unit: str
     show: Callable[[float], str] = significant
     from_zero: bool = False
+    log: bool = False
     tall: bool = False
 
 
@@ -64,67 +68,60 @@ def chart(figure: Figure, axis: XAxis, series: Sequence[Series], marks: Sequence
     if not drawn:
         return Html("")
     x_scale = _x_scale(drawn)
-    y_scale = _y_scale(drawn, figure.from_zero)
+    y_scale = _y_scale(drawn, figure)
     lines = [tag("path", d=_rules(y_scale), class_="grid")]
     lines += [tag("path", d=f"M{_round(x_scale(x))} 0V{_SIDE}", class_="mark") for x, _ in marks]
     lines += [path for s in drawn for path in _paths(s, x_scale, y_scale)]
-    names = [tag("span", name, style=f"left:{100 * float(x_scale(x)):.2f}%") for x, name in marks]
-    plot = tag(
-        "div",
-        tag("svg", *lines, viewBox=f"0 0 {_SIDE} {_SIDE}", preserveAspectRatio="none", aria_hidden="true"),
-        tag("div", *names, class_="marks") if names else None,
-        _strips(drawn, x_scale, axis, figure),
-        class_="plot",
-    )
-    return _frame(figure, axis, drawn, plot, x_scale, y_scale)
+    names = _names(marks, x_scale) if figure.tall else None
+    return _frame(figure, axis, x_scale, y_scale, names, _svg(*lines), _strips(drawn, x_scale, axis, figure))
 
 
-def histogram(figure: Figure, axis: XAxis, edges: np.ndarray, shares: np.ndarray, mark: tuple[float, str] | None) -> Html:
-    """Bars over bins whose `edges` grow by a factor, on a logarithmic x-axis."""
-    x_scale, y_scale = Scale(float(edges[0]), float(edges[-1]), log=True), Scale(0.0, 1.05 * float(shares.max()))
-    places, heights = _round(x_scale(edges)), _round(1 - y_scale(shares))
+def histogram(
+    figure: Figure, axis: XAxis, edges: np.ndarray, heights: np.ndarray, marks: Sequence[tuple[float, str]] = ()
+) -> Html:
+    """Bars over the bins between `edges`, with those `marks` that lie on them."""
+    x_scale, y_scale = Scale(float(edges[0]), float(edges[-1])), Scale(0.0, 1.05 * float(heights.max()))
+    places, tops = _round(x_scale(edges)), _round(1 - y_scale(heights))
     bars = [
-        tag("rect", x=a, y=top, width=max(b - a - 25, 1), height=_SIDE - top)
-        for a, b, top in zip(places[:-1], places[1:], heights, strict=True)
+        tag("rect", x=a, y=top, width=max(round(0.9 * (b - a)), 1), height=_SIDE - top)
+        for a, b, top in zip(places[:-1], places[1:], tops, strict=True)
         if top < _SIDE
     ]
+    inside = [mark for mark in marks if edges[0] < mark[0] < edges[-1]]
     lines = [tag("path", d=_rules(y_scale), class_="grid"), tag("g", *bars, class_="bars")]
-    name = None
-    if mark is not None and edges[0] < mark[0] < edges[-1]:
-        lines.append(tag("path", d=f"M{_round(x_scale(mark[0]))} 0V{_SIDE}", class_="mark"))
-        name = tag("div", tag("span", mark[1], style=f"left:{100 * float(x_scale(mark[0])):.2f}%"), class_="marks")
-    svg = tag("svg", *lines, viewBox=f"0 0 {_SIDE} {_SIDE}", preserveAspectRatio="none", aria_hidden="true")
-    return _frame(figure, axis, [], tag("div", svg, name, class_="plot"), x_scale, y_scale)
+    lines += [tag("path", d=f"M{_round(x_scale(x))} 0V{_SIDE}", class_="mark") for x, _ in inside]
+    return _frame(figure, axis, x_scale, y_scale, _names(inside, x_scale), _svg(*lines))
 
 
 def _x_scale(series: Sequence[Series]) -> Scale:
     high = max(float(s.x[-1]) for s in series)
     low = min(float(s.x[0]) for s in series)
-    low = 0.0 if low < 0.25 * high else low
+    low = 0.0 if low < 0.25 * high or low == high else low
     return Scale(low, high if high > low else low + 1)
 
 
-def _y_scale(series: Sequence[Series], from_zero: bool) -> Scale:
+def _y_scale(series: Sequence[Series], figure: Figure) -> Scale:
     values = np.concatenate([s.y[np.isfinite(s.y)] for s in series])
     low, high = float(values.min()), float(values.max())
-    if from_zero:
+    if figure.from_zero:
         return Scale(min(low, 0.0), 1.08 * high if high > 0 else 1.0)
-    if low > 0 and high / low > 100:
-        return Scale(low / 1.1, high * 1.1, log=True)
+    if figure.log and low > 0 and high / low > 2:
+        return Scale(low / 1.06, high * 1.06, log=True)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     return Scale(low - margin, high + margin)
 
 
 def _paths(series: Series, x_scale: Scale, y_scale: Scale) -> list[Html]:
-    x, y = (series.x, series.y) if series.look == "points" else thin(series.x, series.y, series.look == "raw")
+    x, y = (series.x, series.y) if series.look == "heldout" else thin(series.x, series.y, series.look == "raw")
     places, heights = x_scale(x), 1 - y_scale(y)
-    if series.look == "points" or len(x) == 1:
-        dots = "".join(
-            f"M{_round(a)} {_round(b)}h0" for a, b in zip(places, heights, strict=True) if math.isfinite(b)
-        )
-        kind = "heldout" if series.look == "points" else series.look
-        return [tag("path", d=_polyline(places, heights), class_=kind), tag("path", d=dots, class_=f"{kind} dots")]
-    return [tag("path", d=_polyline(places, heights), class_=series.look)]
+    line = tag("path", d=_polyline(places, heights), class_=series.look)
+    if series.look == "raw" and not np.isfinite(heights).all():
+        gone = np.unique(_round(places[~np.isfinite(heights)]))
+        line = join(line, tag("path", d="".join(f"M{a} {_SIDE}v-600" for a in gone), class_="gone"))
+    if series.look == "heldout" or len(x) == 1:
+        dots = "".join(f"M{_round(a)} {_round(b)}h0" for a, b in zip(places, heights, strict=True) if math.isfinite(b))
+        return [line, tag("path", d=dots, class_=f"{series.look} dots")]
+    return [line]
 
 
 def _polyline(x: np.ndarray, y: np.ndarray) -> str:
@@ -153,14 +150,14 @@ def _strips(series: Sequence[Series], x_scale: Scale, axis: XAxis, figure: Figur
     for i in range(_STRIPS):
         centre = x_scale.low + (i + 0.5) * width
         figures = [text for s in named if (text := _value_at(s, centre, width, figure))]
-        label = f"{axis.show(centre)} {axis.key}" if axis.show is short else axis.show(centre)
+        label = axis.show(centre) if axis.show is duration else f"{axis.show(centre)} {axis.name}"
         columns.append(tag("i", tag("b", " · ".join([label, *figures])) if figures else None))
     return tag("div", *columns, class_="strips")
 
 
 def _value_at(series: Series, x: float, width: float, figure: Figure) -> str:
     index = int(np.searchsorted(series.x, x))
-    if series.look == "points":
+    if series.look == "heldout":
         index = int(np.searchsorted(series.x, x + width / 2)) - 1
     elif index == len(series.x) or (index and x - series.x[index - 1] < series.x[index] - x):
         index -= 1
@@ -169,33 +166,46 @@ def _value_at(series: Series, x: float, width: float, figure: Figure) -> str:
     return f"{series.name} {figure.show(float(series.y[index]))}"
 
 
-def _frame(figure: Figure, axis: XAxis, series: Sequence[Series], plot: Html, x_scale: Scale, y_scale: Scale) -> Html:
-    keys = [tag("span", s.name, class_="heldout" if s.look == "points" else s.look) for s in series]
-    caption = tag(
-        "figcaption",
-        tag("strong", figure.title),
-        " ",
-        tag("span", figure.unit, class_="unit") if figure.unit else None,
-        tag("span", *keys, class_="keys") if len(keys) > 1 else None,
-    )
+def _svg(*children: Html) -> Html:
+    return tag("svg", *children, viewBox=f"0 0 {_SIDE} {_SIDE}", preserveAspectRatio="none", aria_hidden="true")
+
+
+def _names(marks: Sequence[tuple[float, str]], x_scale: Scale) -> Html | None:
+    """Names of the marks, each with the room up to the next mark."""
+    places = [100 * float(x_scale(x)) for x, _ in marks]
+    rooms = [b - a for a, b in zip(places, [*places[1:], 100.0], strict=True)] if marks else []
+    names = [
+        tag("span", name, style=f"left:{place:.2f}%;max-width:{room:.2f}%")
+        for (_, name), place, room in zip(marks, places, rooms, strict=True)
+    ]
+    return tag("div", *names, class_="marks") if names else None
+
+
+def _frame(figure: Figure, axis: XAxis, x_scale: Scale, y_scale: Scale, names: Html | None, *drawn: Html) -> Html:
+    unit = tag("span", figure.unit, class_="unit") if figure.unit else None
+    log = tag("span", "logarithmic", class_="unit") if y_scale.log else None
+    caption = tag("figcaption", tag("strong", figure.title), " ", unit, log)
     x_ticks = time_ticks(x_scale.low, x_scale.high) if axis.show is duration else x_scale.ticks()
-    below = [_label(axis.show(t), "left", float(x_scale(t)), t == x_ticks[-1]) for t in x_ticks]
-    beside = [_label(figure.show(t), "top", 1 - float(y_scale(t))) for t in y_scale.ticks()]
-    widest = max((len(figure.show(t)) for t in y_scale.ticks()), default=1)
+    x_texts = [axis.show(t) for t in x_ticks] if axis.show is duration else labels(x_ticks)
+    y_ticks = y_scale.ticks()
+    y_texts = labels(y_ticks)
+    below = [_label(text, "left", float(x_scale(t))) for t, text in zip(x_ticks, x_texts, strict=True)]
+    beside = [_label(text, "top", 1 - float(y_scale(t))) for t, text in zip(y_ticks, y_texts, strict=True)]
     grid = tag(
         "div",
         tag("div", *beside, class_="y"),
-        plot,
+        tag("div", *drawn, names, class_="plot"),
         tag("div", *below, class_="x"),
         tag("div", axis.label, class_="xname"),
-        class_="chart tall" if figure.tall else "chart",
-        style=f"--gutter:{widest + 1}ch",
+        class_=" ".join(["chart", *(["tall"] if figure.tall else []), *(["named"] if names else [])]),
+        style=f"--gutter:{max(map(len, y_texts), default=1) + 0.5}ch",
     )
     return tag("figure", caption, grid)
 
 
-def _label(text: str, side: str, place: float, last: bool = False) -> Html:
-    return tag("span", text, style=f"{side}:{100 * place:.2f}%", class_="end" if last and place > 0.96 else None)
+def _label(text: str, side: str, place: float) -> Html:
+    at_end = side == "left" and place > 0.97
+    return tag("span", text, style=f"{side}:{100 * place:.2f}%", class_="end" if at_end else None)
 
 
 def switched(axes: Sequence[XAxis], panes: Sequence[Html]) -> Html:
@@ -203,9 +213,11 @@ def switched(axes: Sequence[XAxis], panes: Sequence[Html]) -> Html:
     buttons = [
         tag("input", type="radio", name="x", id=f"x-{axis.key}", checked=index == 0) for index, axis in enumerate(axes)
     ]
-    labels = [tag("label", axis.key, for_=f"x-{axis.key}") for axis in axes]
+    choices = [tag("label", axis.name, for_=f"x-{axis.key}") for axis in axes]
     shown = [tag("div", pane, class_=f"pane p-{axis.key}") for axis, pane in zip(axes, panes, strict=True)]
-    return tag("div", *buttons, tag("p", "Over ", *labels, class_="switch"), *shown, class_="switched")
+    keys = [tag("span", name, class_=look) for look, name in _LOOKS.items()]
+    row = tag("div", tag("p", "Over ", *choices, class_="switch"), tag("p", *keys, class_="keys"), class_="row")
+    return tag("div", *buttons, row, *shown, class_="switched")
 
 
 def columns(*figures: Html) -> Html:

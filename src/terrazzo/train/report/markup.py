@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Container, Iterable, Sequence
 
-_VOID = frozenset({"br", "col", "input", "link", "meta", "path", "line", "rect"})
+_VOID = frozenset({"br", "input", "link", "meta"})
 
 
 class Html(str):
@@ -26,7 +27,9 @@ def escape(text: str) -> Html:
 
 def join(*children: Child) -> Html:
     """Children one after the other; None is nothing."""
-    return Html("".join(escape(child if isinstance(child, str) else str(child)) for child in children if child is not None))
+    return Html(
+        "".join(escape(child if isinstance(child, str) else str(child)) for child in children if child is not None)
+    )
 
 
 def tag(name: str, /, *children: Child, **attributes: _Attribute) -> Html:
@@ -58,16 +61,14 @@ def page(title: str, style: str, body: Html) -> Html:
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def table(head: list[str], rows: list[list[Child]], text_columns: int = 1) -> Html:
-    """A table whose columns after the first `text_columns` hold numbers; it scrolls where it is wider than the page."""
-    classes = ["" if i < text_columns else "n" for i in range(len(head))]
-    top = tag("tr", *(tag("th", name, class_=c or None) for name, c in zip(head, classes, strict=True)))
-    body = [
-        tag("tr", *(tag("td", cell, class_=c or None) for cell, c in zip(row, classes, strict=True))) for row in rows
-    ]
+def table(head: Sequence[str], rows: Iterable[Sequence[Child]], numbers: Container[int] = ()) -> Html:
+    """A table that scrolls where it is wider than the page; the columns `numbers` are set flush right."""
+    looks = ["n" if i in numbers else None for i in range(len(head))]
+    top = tag("tr", *(tag("th", name, class_=look) for name, look in zip(head, looks, strict=True)))
+    body = [tag("tr", *(tag("td", cell, class_=c) for cell, c in zip(row, looks, strict=True))) for row in rows]
     return tag("div", tag("table", tag("thead", top), tag("tbody", *body)), class_="scroll")
 
 
-def facts(pairs: list[tuple[str, Child]]) -> Html:
+def facts(pairs: Iterable[tuple[str, Child]]) -> Html:
     """Names and values, one pair a line."""
     return tag("dl", *(join(tag("dt", name), tag("dd", value)) for name, value in pairs), class_="facts")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from terrazzo.provenance import write_text_atomic
 from terrazzo.train.report import sections
-from terrazzo.train.report.data import data, documents_words
+from terrazzo.train.report.data import data, passes
 from terrazzo.train.report.markup import Html, join, page, tag
 from terrazzo.train.report.record import RunRecord
 from terrazzo.train.state import latest_checkpoint
-from terrazzo.train.units import duration, money, percent, short, whole
+from terrazzo.train.units import duration, money, percent, plural, short, whole
 
 REPORT = "report.html"
 _FAMILIES = {"bert": "BERT", "modernbert": "ModernBERT", "mosaicbert": "MosaicBERT"}
@@ -69,8 +69,8 @@ def _what(run: RunRecord) -> str:
     if not run.steps:
         return f"{name}{size}, not trained yet."
     origin = " from scratch" if model.get("kind") == "init" else " further"
-    amount = f"{short(sections.trained_tokens(run))} tokens{documents_words(run)}"
-    spent = f"{whole(len(run.steps))} steps and {duration(run.last['seconds'])}"
+    amount = f"{short(sections.trained_tokens(run))} tokens{passes(run)}"
+    spent = f"{plural(len(run.steps), 'step')} and {duration(run.last['seconds'])}"
     return f"{name}{size}, trained{origin} on {amount}, in {spent} on {_where(run)}."
 
 
@@ -80,14 +80,16 @@ def _where(run: RunRecord) -> str:
     if hardware.get("gpus") and run.config.get("device") != "cpu":
         return f"{processes} × {hardware['gpus'][0]}"
     cores = hardware.get("cores", "?")
-    return f"{cores} CPU cores" + (f" in {processes} processes" if processes > 1 else "")
+    return f"{cores} CPU cores" + (f" by {processes} processes" if processes > 1 else "")
 
 
 def _result(run: RunRecord) -> Html | None:
     held = run.heldout
     if not held:
         return tag("span", "It has not been evaluated on held-out documents.") if run.steps else None
-    guessed = f", {percent(held['heldout_accuracy'])} of masked tokens guessed right" if "heldout_accuracy" in held else ""
+    guessed = (
+        f", {percent(held['heldout_accuracy'])} of masked tokens guessed right" if "heldout_accuracy" in held else ""
+    )
     text = f"Held-out loss {held['heldout_loss']:.3f}{guessed}, perplexity {sections.perplexity(held['heldout_loss'])}."
     return tag("b", text)
 

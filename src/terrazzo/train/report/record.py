@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from terrazzo.data import Corpus
 from terrazzo.errors import InputError
 from terrazzo.train.folder import read_run
 from terrazzo.train.metrics import is_evaluation, read_metrics
@@ -85,6 +86,17 @@ class RunRecord:
         folders = [self.path / "model", *([checkpoint.path / "model"] if checkpoint else [])]
         return next((count_parameters(f) for folder in folders if (f := folder / "model.safetensors").is_file()), None)
 
+    @cached_property
+    def corpus(self) -> Corpus | str:
+        """The data folder, or why its statistics are missing."""
+        try:
+            corpus = Corpus.open(self.config.get("data", ""))
+        except InputError as error:
+            return str(error)
+        if corpus.fingerprint != self.record.get("data_fingerprint"):
+            return f"{corpus.path}: holds other data now than this run was trained on"
+        return corpus
+
     @property
     def last(self) -> Mapping[str, Any]:
         """The line that says how far the run came; empty before the first step."""
@@ -101,11 +113,21 @@ class RunRecord:
 
     def boundaries(self, axis: str) -> list[tuple[float, str]]:
         """Where on `axis` each stage begins, and its name; nothing for a run of one stage."""
-        names = [line.get("stage", "") for line in self.steps]
-        begins = [i for i in range(1, len(names)) if names[i] != names[i - 1]]
-        if not begins:
+        if not self._begins:
             return []
-        return [(0.0, names[0]), *((float(self.steps[i - 1][axis]), names[i]) for i in begins)]
+        return [(0.0, self._names[0]), *((float(self.steps[i - 1][axis]), self._names[i]) for i in self._begins)]
+
+    def by_stage(self, function: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
+        """`function` of the steps of each stage on their own."""
+        return np.concatenate([function(part) for part in np.split(values, self._begins)])
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return [line.get("stage", "") for line in self.steps]
+
+    @cached_property
+    def _begins(self) -> list[int]:
+        return [i for i in range(1, len(self._names)) if self._names[i] != self._names[i - 1]]
 
     def total(self, name: str) -> float:
         """The sum of a column, NaN if it is empty."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from terrazzo.train.units import prefix_of
+
 _BUCKETS = 400
 _MANTISSAS = (1.0, 2.0, 2.5, 5.0, 10.0)
-_TIMES = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400, 172_800, 432_000)
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+_TIMES = (*(1, 2, 5, 10, 15, 30), *(m * _MINUTE for m in (1, 2, 5, 10, 15, 30)))
+_TIMES += (*(h * _HOUR for h in (1, 2, 3, 6, 12)), *(d * _DAY for d in (1, 2, 5, 10, 20)))
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,26 @@ class Scale:
 
     def ticks(self) -> list[float]:
         """Round numbers inside the scale."""
-        return _log_ticks(self.low, self.high) if self.log else nice_ticks(self.low, self.high)
+        wide = self.log and self.high / self.low > 3
+        return _log_ticks(self.low, self.high) if wide else nice_ticks(self.low, self.high)
 
 
-def smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
-    """Centred running mean over `share` of the values, without lag; the window shrinks at both ends. NaN is passed over.
+def labels(ticks: Sequence[float]) -> list[str]:
+    """Ticks as text with as many decimals as the finest needs; large ones with a prefix, tiny ones with an exponent."""
+    largest = max((abs(t) for t in ticks), default=0.0)
+    if largest >= 10_000:
+        size, prefix = prefix_of(largest)
+        return [text if text == "0" else text + prefix for text in labels([t / size for t in ticks])]
+    if 0 < largest < 0.001:
+        return [f"{t:g}" for t in ticks]
+    decimals = next((d for d in range(9) if all(abs(round(t, d) - t) < 1e-9 * largest for t in ticks)), 9)
+    return [f"{t:,.{decimals}f}" if t else "0" for t in ticks]
+
+
+def smooth(values: np.ndarray, share: float = 0.01) -> np.ndarray:
+    """Centred running mean over `share` of the values on each side, without lag; NaN is passed over.
+
+    The window shrinks towards the start, where a loss is steep, and becomes one-sided towards the end.
 
     Args:
         values: float64 [n].
@@ -42,14 +62,14 @@ def smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
     sums = np.concatenate([[0.0], np.cumsum(np.where(np.isfinite(values), values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(np.isfinite(values))])
     places = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(places, len(values) - 1 - places))
-    first, last = places - reach, places + reach + 1
+    before = np.minimum(half, places)
+    first, last = places - before, np.minimum(places + before + 1, len(values))
     with np.errstate(invalid="ignore"):
         return (sums[last] - sums[first]) / np.where(counts[last] > counts[first], counts[last] - counts[first], np.nan)
 
 
-def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """About `wanted` multiples of 1, 2, 2.5 or 5 times a power of ten in [low, high]."""
+def nice_ticks(low: float, high: float, wanted: int = 6) -> list[float]:
+    """At most about `wanted` multiples of 1, 2, 2.5 or 5 times a power of ten in [low, high]."""
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in _MANTISSAS if m * power >= rough * 0.999)
@@ -58,7 +78,7 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1, 2, 5) if high / low < 200 else (1,)
+    factors = (1, 2, 3, 4, 6, 8) if high / low < 10 else (1, 2, 5) if high / low < 200 else (1,)
     return [t for p in powers for f in factors if low * 0.999 <= (t := f * 10.0**p) <= high * 1.001]
 
 

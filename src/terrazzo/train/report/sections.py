@@ -15,12 +15,25 @@ from terrazzo.train.report.charts import Figure, Series, XAxis, chart
 from terrazzo.train.report.markup import Html, facts, join, table, tag
 from terrazzo.train.report.record import RunRecord, column
 from terrazzo.train.report.scales import smooth
-from terrazzo.train.units import duration, money, percent, short, significant, whole
+from terrazzo.train.units import duration, money, percent, short, significant, whole, with_unit
 
-AXES = (XAxis("tokens", "tokens trained on"), XAxis("seconds", "time", duration), XAxis("step", "steps", whole))
+AXES = (
+    XAxis("tokens", "tokens", "tokens trained on"),
+    XAxis("seconds", "time", "time, evaluations included", duration),
+    XAxis("step", "steps", "steps", whole),
+)
 
-_DRAWN_ELSEWHERE = {"step", "stage", "progress", "tokens", "step_tokens", "masked", "seconds", "step_seconds", "flops"}
-_DRAWN_ELSEWHERE |= {"loss", "accuracy", "lr", "grad_norm", "tokens_per_second", "peak_fraction", "micro_batches", "padding"}
+_COMMON = {"step", "stage", "progress", "tokens", "step_tokens", "masked", "seconds", "step_seconds", "flops", "loss"}
+_COMMON |= {
+    "loss",
+    "accuracy",
+    "lr",
+    "grad_norm",
+    "tokens_per_second",
+    "peak_fraction",
+    "micro_batches",
+    "padding",
+}
 _MASK = re.compile(r"\[MASK\]|<mask>")
 _FEW_ROWS = 12
 
@@ -43,76 +56,79 @@ def course(run: RunRecord) -> Html:
     note = None
     if missing:
         first = next(line["step"] for line in run.steps if not math.isfinite(line["loss"]))
-        note = tag("p", f"The loss of {whole(missing)} steps is not a number, first at step {whole(first)}.", class_="bad")
+        note = tag(
+            "p", f"The loss of {whole(missing)} steps is not a number, first at step {whole(first)}.", class_="bad"
+        )
     return section("Course", note, charts.switched(AXES, [_course_over(run, axis) for axis in AXES]))
 
 
 def _course_over(run: RunRecord, axis: XAxis) -> Html:
     marks = run.boundaries(axis.key)
 
-    def draw(name: str, figure: Figure, heldout: str = "", scale: float = 1.0, raw: bool = True) -> Html:
+    def draw(figure: Figure, name: str, heldout: str = "", scale: float = 1.0, noisy: bool = True) -> Html:
         x, y = run.column(axis.key), scale * run.column(name)
-        series = [Series("every step", x, y, "raw"), Series("training" if heldout else "mean", x, smooth(y))]
-        if not raw:
-            series = [Series(figure.title, x, y)]
+        series = [Series("", x, y, "raw"), Series("mean", x, run.by_stage(smooth, y))] if noisy else [Series("", x, y)]
         if heldout:
-            at = column(run.evaluations, axis.key)
-            series.append(Series("held out", at, scale * column(run.evaluations, heldout), "points"))
+            held = scale * column(run.evaluations, heldout)
+            series.append(Series("held out", column(run.evaluations, axis.key), held, "heldout"))
         return chart(figure, axis, series, marks)
 
-    loss = draw("loss", Figure("Loss", "nats per masked token", _three, tall=True), "heldout_loss")
+    loss = draw(Figure("Loss", "nats per masked token", _three, log=True, tall=True), "loss", "heldout_loss")
     accuracy = Figure("Accuracy", "% of masked tokens guessed right", _one, from_zero=True)
-    rate = Figure("Throughput", "thousand tokens a second", from_zero=True)
     share = Figure("Share of peak", "% of the measured matrix-product peak", _one, from_zero=True)
+    padding = Figure("Padding", "% of token places", _one, from_zero=True)
     small = [
-        draw("accuracy", accuracy, "heldout_accuracy", 100.0),
-        draw("lr", Figure("Learning rate", "", _compact, from_zero=True), raw=False),
-        draw("tokens_per_second", rate, scale=1e-3),
-        draw("peak_fraction", share, scale=100.0),
-        draw("grad_norm", Figure("Gradient norm", "before clipping")),
-        *(draw(name, Figure(name, ""), raw=False) for name in _further_numbers(run)),
+        draw(accuracy, "accuracy", "heldout_accuracy", 100.0),
+        draw(Figure("Learning rate", "", _compact, from_zero=True), "lr", noisy=False),
+        draw(Figure("Throughput", "tokens a second", short, from_zero=True), "tokens_per_second"),
+        draw(share, "peak_fraction", scale=100.0),
+        draw(Figure("Gradient norm", "before clipping", from_zero=True), "grad_norm"),
+        draw(padding, "padding", scale=100.0) if (run.column("padding") > 0).any() else Html(""),
+        *(draw(Figure(name, ""), name, noisy=False) for name in _further_numbers(run)),
     ]
-    if (run.column("padding") > 0).any():
-        small.append(draw("padding", Figure("Padding", "% of token places", _one, from_zero=True), scale=100.0))
     return join(loss, charts.columns(*small))
 
 
 def _further_numbers(run: RunRecord) -> list[str]:
     """Numbers that a method logs beyond the common ones."""
     line = run.steps[-1]
-    return [k for k, v in line.items() if k not in _DRAWN_ELSEWHERE and isinstance(v, (int, float))]
+    return [k for k, v in line.items() if k not in _COMMON and isinstance(v, (int, float))]
 
 
-def predictions(run: RunRecord) -> Html | None:
+def predictions(run: RunRecord) -> Html:
     """Held-out sentences with two tokens hidden, and what the model makes of them."""
     if not run.samples:
-        return section("Fill in the blank", nothing("No predictions: a run makes them when it ends.")) if run.steps else None
-    blanks = [
-        (truth, guesses) for s in run.samples for truth, guesses in zip(s["truth"], s["predictions"], strict=False) if guesses
-    ]
+        return section("Fill in the blank", nothing("No predictions: a run makes them when it ends."))
+    blanks = [(truth, guesses) for sample in run.samples for truth, guesses in _answers(sample) if guesses]
     first = sum(truth == guesses[0]["token"] for truth, guesses in blanks)
     among = sum(any(truth == guess["token"] for guess in guesses) for truth, guesses in blanks)
+    counts = f"Right at first guess: {first} of {len(blanks)}; among the guesses shown: {among}."
     legend = tag(
         "p",
         "Tokens hidden in held-out documents. The model's first guess stands in each blank: ",
         tag("ins", "right"),
         ", or ",
         _miss("wrong", "the hidden token"),
-        f". Right at first guess: {first} of {len(blanks)}; among the guesses shown: {among}.",
+        f". Below, its guesses with their probability in %. {counts}",
     )
     return section("Fill in the blank", legend, *(_sample(s) for s in run.samples))
 
 
 def _sample(sample: Mapping[str, Any]) -> Html:
     pieces = _MASK.split(sample["text"])
-    answers = list(zip(sample["truth"], sample["predictions"], strict=False))
+    answers = _answers(sample)
     text: list[Html | str] = [pieces[0]]
     for number, piece in enumerate(pieces[1:]):
         text += [_answer(*answers[number]) if number < len(answers) else tag("ins", "[MASK]"), piece]
     rows = [
-        tag("li", tag("bdi", truth, class_="truth"), *(_guess(guess, truth) for guess in guesses)) for truth, guesses in answers
+        tag("li", tag("bdi", truth, class_="truth"), *(_guess(guess, truth) for guess in guesses))
+        for truth, guesses in answers
     ]
     return tag("div", tag("p", *text, dir="auto"), tag("ul", *rows), class_="sample")
+
+
+def _answers(sample: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    return list(zip(sample["truth"], sample["predictions"], strict=False))
 
 
 def _answer(truth: str, guesses: list[Mapping[str, Any]]) -> Html:
@@ -135,45 +151,53 @@ def evaluations(run: RunRecord) -> Html:
     """Every evaluation as a table row, folded away when there are many."""
     if not run.evaluations:
         return section("Evaluations", nothing("None yet: no held-out document has been looked at."))
-    rows: list[list[Any]] = [
-        [
-            line.get("stage", ""),
-            whole(line["step"]),
-            short(line.get("tokens", math.nan)),
-            duration(line.get("seconds", math.nan)),
-            f"{line['heldout_loss']:.4f}",
-            perplexity(line["heldout_loss"]),
-            percent(line.get("heldout_accuracy", math.nan)),
-        ]
-        for line in run.evaluations
-    ]
-    head = ["stage", "step", "tokens", "time", "held-out loss", "perplexity", "accuracy"]
+    several = len(run.stages) > 1
+    rows = [_evaluation(line, several) for line in run.evaluations]
+    head = [*(["stage"] if several else []), "step", "held-out loss", "perplexity", "accuracy", "tokens", "time"]
+    numbers = range(int(several), len(head))
     if len(rows) <= _FEW_ROWS:
-        return section("Evaluations", table(head, rows))
-    rest = tag("details", tag("summary", f"All {len(rows)} evaluations"), table(head, rows))
-    return section("Evaluations", table(head, rows[-3:]), rest)
+        return section("Evaluations", table(head, rows, numbers))
+    rest = tag("details", tag("summary", f"All {len(rows)} evaluations"), table(head, rows, numbers))
+    return section("Evaluations", table(head, rows[-3:], numbers), rest)
+
+
+def _evaluation(line: Mapping[str, Any], with_stage: bool) -> list[str]:
+    return [
+        *([line.get("stage", "")] if with_stage else []),
+        whole(line["step"]),
+        f"{line['heldout_loss']:.4f}",
+        perplexity(line["heldout_loss"]),
+        percent(line.get("heldout_accuracy", math.nan)),
+        short(line.get("tokens", math.nan)),
+        duration(line.get("seconds", math.nan)),
+    ]
 
 
 def stages(run: RunRecord) -> Html:
-    """What each stage was told to do and what it used."""
-    rows: list[list[Any]] = []
-    for stage in run.stages:
-        lines = [line for line in run.steps if line.get("stage") == stage.get("name")]
-        held = [line for line in run.evaluations if line.get("stage") == stage.get("name")]
-        rows.append(
-            [
-                stage.get("name", ""),
-                _model_words(stage.get("model", {})),
-                _settings(stage.get("objective", {})),
-                _optimizer_words(stage),
-                _budget_words(stage.get("budget", {})),
-                whole(len(lines)) if lines else "–",
-                duration(float(column(lines, "step_seconds").sum())) if lines else "–",
-                f"{held[-1]['heldout_loss']:.4f}" if held else "–",
-            ]
-        )
-    head = ["stage", "model", "objective", "optimizer", "budget", "steps", "in steps", "held-out loss"]
-    return section("Stages" if len(rows) > 1 else "Recipe", table(head, rows, text_columns=5))
+    """What each stage was told to do and what came of it, a column a stage."""
+    columns = [_stage(run, stage) for stage in run.stages]
+    rows = [[name, *(column[name] for column in columns)] for name in (columns[0] if columns else ())]
+    head = ["", *(str(stage.get("name", "")) for stage in run.stages)]
+    return section("Stages" if len(columns) > 1 else "Recipe", table(head, rows))
+
+
+def _stage(run: RunRecord, stage: Mapping[str, Any]) -> dict[str, str]:
+    lines = [line for line in run.steps if line.get("stage") == stage.get("name")]
+    held = [line for line in run.evaluations if line.get("stage") == stage.get("name")]
+    sampling, optimizer = stage.get("sampling", {}), stage.get("optimizer", {})
+    schedules = stage.get("schedules", {}).items()
+    spent = f"{whole(len(lines))} in {duration(float(column(lines, 'step_seconds').sum()))}"
+    return {
+        "model": _model_words(stage.get("model", {})),
+        "objective": _settings(stage.get("objective", {})),
+        "optimizer": _settings(optimizer),
+        "schedules": "; ".join(f"{name}: {_settings(schedule)}" for name, schedule in schedules),
+        "tokens a step": short(sampling.get("batch_tokens", math.nan)),
+        "longest document": f"{sampling.get('max_len', '?')} tokens",
+        "budget": _budget_words(stage.get("budget", {})),
+        "steps": spent if lines else "none yet",
+        "held-out loss": f"{held[-1]['heldout_loss']:.4f}" if held else "–",
+    }
 
 
 def cost(run: RunRecord) -> Html:
@@ -181,22 +205,25 @@ def cost(run: RunRecord) -> Html:
     seconds, in_steps = run.last.get("seconds", math.nan), run.total("step_seconds")
     processes = int(run.record.get("world_size", 1))
     pairs: list[tuple[str, Any]] = [
-        ("time", join(duration(seconds), _aside(f"{duration(in_steps)} in steps, the rest in evaluations"))),
+        ("time", join(duration(seconds), aside(f"{duration(in_steps)} in steps, the rest in evaluations"))),
         ("processes", str(processes)),
-        ("FLOPs", join(short(run.total("flops")), _aside("matrix products, forward and backward"))),
+        ("computed", join(with_unit(run.total("flops"), "FLOP"), aside("matrix products, forward and backward"))),
     ]
     share = run.peak_share()
     if math.isfinite(share) and share > 0:
         peak = run.total("flops") / (in_steps * share * processes)
-        pairs.append(("share of peak", join(percent(share), _aside(f"of {short(peak)}FLOP/s a process, measured"))))
-    pairs.append(("throughput", join(short(trained_tokens(run) / in_steps), " tokens/s", _aside("mean over all steps"))))
+        pairs.append(
+            ("share of peak", join(percent(share), aside(f"of {with_unit(peak, 'FLOP/s')} a process, measured")))
+        )
+    rate = short(trained_tokens(run) / in_steps)
+    pairs.append(("throughput", join(rate, " tokens/s", aside("mean over all steps"))))
     price = price_per_hour(run)
     if price is None:
-        how = "not known: set price_per_hour (money an hour of this machine costs) in run.json and make the report again"
+        how = "not known: put what an hour of this machine costs into run.json as price_per_hour; make the report again"
         pairs.append(("money", tag("span", how, class_="none")))
     else:
         amount = seconds / 3600 * price
-        pairs.append(("money", join(money(amount), _aside(f"at {money(price)} an hour"))))
+        pairs.append(("money", join(money(amount), aside(f"at {money(price)} an hour"))))
     return section("Cost", facts(pairs))
 
 
@@ -205,16 +232,16 @@ def machine(run: RunRecord) -> Html:
     made = run.record.get("provenance", {})
     hardware = made.get("hardware", {})
     memory = hardware.get("memory_bytes")
-    cores = f"{hardware.get('cores', '?')} cores, {hardware.get('torch_threads', '?')} threads a process"
+    cores = f"{hardware.get('cores', '?')} cores; threads of PyTorch: {hardware.get('torch_threads', '?')}"
     pairs: list[tuple[str, Any]] = [
-        ("CPU", join(hardware.get("cpu", "?"), _aside(cores), _aside(" ".join(hardware.get("cpu_flags", []))))),
+        ("CPU", join(hardware.get("cpu", "?"), aside(cores), aside(" ".join(hardware.get("cpu_flags", []))))),
         ("GPU", ", ".join(hardware.get("gpus", [])) or "none"),
         ("memory", f"{memory / 2**30:.1f} GiB" if memory else "?"),
         ("system", made.get("platform", "?")),
         ("Python", made.get("python", "?")),
         ("versions", ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())),
         ("commit", f"{made.get('commit') or 'none'}{', with changes' if made.get('dirty') else ''}"),
-        ("begun", made.get("time", "?")),
+        ("last started", made.get("time", "?")),
         ("data fingerprint", run.record.get("data_fingerprint", "?")),
     ]
     return section("Machine and versions", facts(pairs))
@@ -242,12 +269,13 @@ def perplexity(loss: float) -> str:
     return significant(math.exp(loss)) if loss < 50 else "–"
 
 
-def _aside(text: str) -> Html:
+def aside(text: str) -> Html:
+    """A remark beside a figure."""
     return tag("span", text, class_="aside")
 
 
 def _settings(values: Mapping[str, Any]) -> str:
-    rest = ", ".join(f"{k} {v}" for k, v in values.items() if k != "kind")
+    rest = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in values.items() if k != "kind" and v is not None)
     return f"{values.get('kind', '')} ({rest})" if rest else str(values.get("kind", ""))
 
 
@@ -259,12 +287,6 @@ def _model_words(model: Mapping[str, Any]) -> str:
     return f"{model.get('path') or 'of the stage before'}{transform}"
 
 
-def _optimizer_words(stage: Mapping[str, Any]) -> str:
-    optimizer = stage.get("optimizer", {})
-    schedule = stage.get("schedules", {}).get("lr", {}).get("kind")
-    return f"{optimizer.get('kind')}, lr {optimizer.get('lr')}{f', {schedule}' if schedule else ''}"
-
-
 def _budget_words(budget: Mapping[str, Any]) -> str:
     if budget.get("steps"):
         return f"{whole(budget['steps'])} steps"
@@ -272,7 +294,7 @@ def _budget_words(budget: Mapping[str, Any]) -> str:
 
 
 def _three(value: float) -> str:
-    return f"{value:.3f}".removesuffix("0")
+    return f"{value:.3f}"
 
 
 def _one(value: float) -> str:
