@@ -53,8 +53,7 @@ def tiny_corpus(path: Path, documents: int = 400, seed: int = 0) -> Corpus:
     for split, part in (("train", texts[:documents]), ("heldout", texts[documents:])):
         writer = ShardWriter(path, f"{split}-00000", token_dtype(tokenizer.get_vocab_size()))
         writer.add(encode_batch(tokenizer, part))
-        num_documents, num_tokens = writer.close()
-        shards[split] = [{"name": f"{split}-00000", "documents": num_documents, "tokens": num_tokens}]
+        shards[split] = [writer.close()]
     write_json_atomic(path / "data.json", manifest_of(path, shards))
     return Corpus.open(path)
 
