@@ -33,6 +33,9 @@ class MemorySplit:
             raise OSError("input/output error")
         return self.documents[index]
 
+    def slices(self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+        return [self.document(i)[start:stop] for i, start, stop in zip(documents, starts, stops, strict=True)]
+
 
 @dataclasses.dataclass
 class HalfMask:

@@ -1,12 +1,14 @@
 """Pieces cover every document once, in order, none too long and no needlessly short rest."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from terrazzo.data.corpus import SpecialTokens
+from terrazzo.data.corpus import SpecialTokens, Split
 from terrazzo.data.pieces import MIN_TAIL, Pieces
+from terrazzo.data.shards import Shard, ShardWriter
 from terrazzo.errors import InputError
 
 SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4)
@@ -24,6 +26,9 @@ class MemorySplit:
 
     def document(self, index: int) -> np.ndarray:
         return np.arange(10 + 100 * index, 10 + 100 * index + self.lengths[index], dtype=np.uint16)
+
+    def slices(self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+        return [self.document(i)[start:stop] for i, start, stop in zip(documents, starts, stops, strict=True)]
 
 
 def split_of(*lengths: int) -> MemorySplit:
@@ -61,6 +66,18 @@ def test_pack_puts_cls_and_sep_around_each_piece_in_the_given_order() -> None:
     assert batch.lengths == (len(second), 5)
     assert batch.documents_B is not None and batch.documents_B.dtype == np.uint64
     assert batch.documents_B.tolist() == [2, 0] and batch.epoch_B.tolist() == [5, 6]
+
+
+def test_pieces_of_several_shards_are_those_of_one_split(tmp_path: Path) -> None:
+    memory = split_of(3, 70, 5, 1, 40)
+    for name, documents in (("a", [0, 1]), ("b", [2]), ("c", [3, 4])):
+        writer = ShardWriter(tmp_path, name, np.dtype(np.uint16))
+        writer.add([memory.document(i).tolist() for i in documents])
+        writer.close()
+    stored = Split([Shard(tmp_path, name) for name in "abc"])
+    order = np.array([5, 0, 3, 2, 6, 4, 1])
+    first, second = (Pieces(split, SPECIAL, 32).pack(order, np.zeros(7, np.int64)) for split in (memory, stored))
+    assert first.tokens_T.tolist() == second.tokens_T.tolist() and first.lengths == second.lengths
 
 
 def test_a_failing_read_names_piece_and_document() -> None:

@@ -56,7 +56,9 @@ def hash_tokens(key: int, documents_B: np.ndarray, epoch_B: np.ndarray, lengths_
     starts_B = np.cumsum(lengths_B) - lengths_B
     # The counter of token t is t - start, so the start can be taken off once a document instead of once a token.
     state_B -= starts_B.astype(np.uint64) * np.uint64(_GOLDEN)
-    return mix(np.repeat(state_B, lengths_B) + _multiples(int(lengths_B.sum())))
+    state_T = np.repeat(state_B, lengths_B)
+    state_T += _multiples(len(state_T).bit_length())[: len(state_T)]
+    return mix(state_T)
 
 
 def uniform(hashes: np.ndarray) -> np.ndarray:
@@ -82,8 +84,8 @@ def below(hashes: np.ndarray, n: int) -> np.ndarray:
 def permute(indices: np.ndarray, n: int, key: int) -> np.ndarray:
     """Where a keyed permutation of [0, n) sends each of `indices`, in O(1) each and with nothing stored.
 
-    A Feistel network permutes a rectangle of about sqrt(n) by sqrt(n) cells, at least n of them; what it sends to a cell
-    beyond n goes through again until it lands inside.
+    A Feistel network permutes the cells of a rectangle, about sqrt(n) by sqrt(n) and at least n; what it sends to a
+    cell beyond n goes through again until it lands inside.
 
     Returns:
         int64 of the shape of `indices`.
@@ -115,5 +117,6 @@ def _round_key(key: int, i: int) -> np.uint64:
     return np.uint64(derive(key, "round", i))
 
 
-def _multiples(n: int) -> np.ndarray:
-    return np.arange(n, dtype=np.uint64) * np.uint64(_GOLDEN)
+@lru_cache(maxsize=64)
+def _multiples(bits: int) -> np.ndarray:
+    return np.arange(1 << bits, dtype=np.uint64) * np.uint64(_GOLDEN)

@@ -74,15 +74,11 @@ class Pieces:
     def pack(self, pieces_B: np.ndarray, epoch_B: np.ndarray) -> Packed:
         """Read pieces, in the given order, as `[CLS] text [SEP]` each; the piece number is the document identity."""
         documents_B, starts_B, stops_B = self.locate(pieces_B)
-        texts = []
-        for piece, document, start, stop in zip(
-            pieces_B, documents_B.tolist(), starts_B.tolist(), stops_B.tolist(), strict=True
-        ):
-            try:
-                texts.append(self.split.document(document)[start:stop])
-            except Exception as error:
-                error.add_note(f"while reading piece {piece}: tokens {start} to {stop} of document {document}")
-                raise
+        try:
+            texts = self.split.slices(documents_B, starts_B, stops_B)
+        except Exception as error:
+            error.add_note(self._first_unreadable(pieces_B))
+            raise
         dtype = texts[0].dtype
         between = np.array([self.special.sep, self.special.cls], dtype=dtype)
         parts = [between[1:], *(part for text in texts for part in (text, between))]
@@ -94,6 +90,16 @@ class Pieces:
             documents_B=pieces_B.astype(np.uint64),
             epoch_B=epoch_B,
         )
+
+    def _first_unreadable(self, pieces_B: np.ndarray) -> str:
+        places = np.stack(self.locate(pieces_B))
+        for piece, place_B in zip(pieces_B, places.T[..., None], strict=True):
+            try:
+                self.split.slices(*place_B)
+            except Exception:
+                document, start, stop = place_B.ravel().tolist()
+                return f"while reading piece {piece}: tokens {start} to {stop} of document {document}"
+        return f"while reading pieces {pieces_B.tolist()}, each of which can be read alone"
 
     def _cut(self, rank_B: np.ndarray, counts_B: np.ndarray, lengths_B: np.ndarray) -> np.ndarray:
         regular_B = rank_B * self._body

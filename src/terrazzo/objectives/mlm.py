@@ -13,7 +13,7 @@ from torch import Tensor
 
 from terrazzo.config import config
 from terrazzo.data.corpus import SpecialTokens
-from terrazzo.data.keyed import below, derive, hash_tokens, mix, threshold, uniform
+from terrazzo.data.keyed import below, derive, hash_tokens, mix, threshold
 from terrazzo.errors import InputError
 from terrazzo.objectives.objective import Loss
 from terrazzo.packed import Packed
@@ -35,11 +35,12 @@ def choose(
     chosen_M = np.flatnonzero(hashes_T < threshold(rate))
     chosen_M = chosen_M[~special_V[tokens_T[chosen_M]]]
     ends_B = np.cumsum(lengths_B)
-    starts_B = ends_B - lengths_B
-    empty_B = np.searchsorted(chosen_M, starts_B) == np.searchsorted(chosen_M, ends_B)
+    upto_B = np.searchsorted(chosen_M, ends_B)
+    empty_B = upto_B == np.concatenate([[0], upto_B[:-1]])
     if not empty_B.any():
         return chosen_M
-    forced = _lowest(hashes_T, tokens_T, starts_B[empty_B], lengths_B[empty_B], special_V)
+    starts_B = ends_B[empty_B] - lengths_B[empty_B]
+    forced = _lowest(hashes_T, tokens_T, starts_B, lengths_B[empty_B], special_V)
     return np.sort(np.concatenate([chosen_M, forced]))
 
 
@@ -73,12 +74,11 @@ def replacements(
 
     Reference: BERT, arXiv 1810.04805, Section 3.1: 80 % mask, 10 % random, 10 % unchanged.
     """
-    # The hashes of chosen tokens are all low numbers, so they are mixed again before they decide anything else.
-    action_M = mix(hashes_M)
-    draw_M = uniform(action_M)
+    # A token was chosen for the upper bits of its hash, so the lower half is still free to decide.
+    draw_M = (hashes_M & np.uint64(0xFFFFFFFF)) * 2.0**-32
     out_M = np.where(draw_M < mask_share, mask, labels_M)
     random = np.flatnonzero((draw_M >= mask_share) & (draw_M < mask_share + random_share))
-    out_M[random] = regular_ids[below(mix(action_M[random]), len(regular_ids))]
+    out_M[random] = regular_ids[below(mix(hashes_M[random]), len(regular_ids))]
     return out_M
 
 
