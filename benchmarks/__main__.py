@@ -8,7 +8,7 @@ import sys
 
 from terrazzo.config import nearest
 
-CPU: tuple[str, ...] = ("optimizers",)
+CPU: tuple[str, ...] = ("data", "optimizers")
 GPU: tuple[str, ...] = ()
 
 
