@@ -56,7 +56,7 @@ PRESETS = {
         ),
         tags=(filters_tweets.USER, filters_tweets.URL),
     ),
-    "raw": Preset(filters=(filters.not_blank,)),
+    "raw": Preset(filters=()),
 }
 
 
@@ -72,10 +72,15 @@ def preset(name: str) -> Preset:
 
 
 def clean(text: str, steps: Sequence[Filter]) -> tuple[str, str]:
-    """Run a document through `steps`: (cleaned text, "") or ("", reason of the first step that dropped it)."""
+    """Run a document through `steps`: (cleaned text, "") or ("", reason of the first step that left nothing of it).
+
+    Blank documents go whatever the steps.
+    """
+    if not text or text.isspace():
+        return "", "blank"
     for step in steps:
         result = step.apply(text)
-        if not result:
+        if not result or result.isspace():
             return "", step.reason
         text = result
     return text, ""

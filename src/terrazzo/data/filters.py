@@ -27,12 +27,6 @@ def drops(reason: str) -> Callable[[Callable[[str], str | None]], Filter]:
 
 
 @drops("blank")
-def not_blank(text: str) -> str | None:
-    """Drop documents of white space alone; change nothing."""
-    return text if text.strip() else None
-
-
-@drops("blank")
 def tidy_whitespace(text: str) -> str:
     """One space between words, at most one blank line between paragraphs, none at the ends."""
     if "\n" not in text:

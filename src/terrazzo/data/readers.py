@@ -92,7 +92,8 @@ def read_csv(stream: BinaryIO, name: str, text_field: str) -> Iterator[str]:
             yield _text_of(row, text_field, f"{name}, line {rows.line_num}")
     except csv.Error as error:
         raise InputError(
-            f"{name}, line {rows.line_num}: not CSV separated by {delimiter!r} ({error}); look for an unclosed quote"
+            f"{name}, in the row after line {rows.line_num}: not CSV separated by {delimiter!r} ({error}); look for an "
+            "unclosed quote"
         ) from None
 
 

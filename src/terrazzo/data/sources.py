@@ -117,10 +117,8 @@ def lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
             yield number, text.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
             at = offset + len(line) - len(text) + error.start
-            raise InputError(
-                f"{name}, line {number}: byte {at} (0x{text[error.start]:02x}) is not UTF-8; convert the file: "
-                f"-f WINDOWS-1252 -t UTF-8 {name} > converted{Path(name).suffix}"
-            ) from None
+            problem = f"{name}, line {number}: byte {at} (0x{text[error.start]:02x}) is not UTF-8"
+            raise InputError(f"{problem}; {_converting(name, 'WINDOWS-1252')}") from None
         offset += len(line)
 
 
@@ -190,14 +188,17 @@ def _sniff(source: Source) -> None:
     with open_source(source) as (stream, _):
         head = stream.read(_SNIFFED)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise InputError(
-            f"{source.name}: is UTF-16; convert it: "
-            f"iconv -f UTF-16 -t UTF-8 {source.name} > converted{source.path.suffix}"
-        )
+        raise InputError(f"{source.name}: is UTF-16; {_converting(source.name, 'UTF-16')}")
     guess = next((f" (it looks like {what})" for magic, what in _SIGNATURES.items() if head.startswith(magic)), "")
     control = sum(byte < 32 and byte not in b"\t\n\r\f\v\x1b" for byte in head)
     if guess or b"\0" in head or control > len(head) // 20:
         raise InputError(f"{source.name}: is binary, not text{guess}; extract its text, or leave the file out")
+
+
+def _converting(name: str, encoding: str) -> str:
+    unpacked = name.removesuffix(Path(name).suffix) if Path(name).suffix in COMPRESSIONS else name
+    first = "convert it" if unpacked == name else "unpack and convert it"
+    return f"{first}: iconv -f {encoding} -t UTF-8 {unpacked} > converted{Path(unpacked).suffix}"
 
 
 def _decompress(raw: BinaryIO, suffix: str) -> BinaryIO:

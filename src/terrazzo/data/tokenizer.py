@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,8 @@ from terrazzo.errors import InputError
 TokenizerKind = Literal["wordpiece", "bpe"]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MIN_FREQUENCY = 2
+#: WordPiece learns characters until they make up this share of the text; a word with a rarer one is unknown
+ALPHABET_COVERAGE = 0.9999
 _MULTIPLE = 64
 #: (megabytes of text, vocabulary): the size chosen for a corpus of at least that much text
 _SIZES = ((0, 2_048), (1, 4_096), (4, 8_192), (16, 16_384), (64, 32_768))
@@ -55,22 +58,24 @@ def train_tokenizer(
     Raises:
         InputError: the texts do not support `vocab_size` tokens and `shrink` is off; the number that they do is named.
     """
-    asked, vocab_size = vocab_size, round_up(vocab_size)
     shape = partial(_wordpiece_shape if kind == "wordpiece" else _byte_level_shape, lowercase, strip_accents)
-    tokenizer = _trained(texts, kind, shape(), vocab_size, tags)
-    reached = tokenizer.get_vocab_size()
-    if reached < vocab_size:
-        supported = reached // _MULTIPLE * _MULTIPLE
-        if not shrink:
-            raise InputError(
-                f"--vocab-size {asked}: the corpus supports only {reached} tokens (pieces that occur at least "
-                f"{MIN_FREQUENCY} times); take --vocab-size {supported} or less, or add text"
-            )
-        tokenizer = _trained(texts, kind, shape(), supported, tags)
-    if tokenizer.get_vocab_size() > vocab_size:
+    size = round_up(vocab_size)
+    tokenizer = _trained(texts, kind, shape(), size, tags)
+    if tokenizer.get_vocab_size() > size:
         raise InputError(
-            f"--vocab-size {asked}: the single characters of the corpus alone make {tokenizer.get_vocab_size()} "
+            f"--vocab-size {vocab_size}: the single characters of the corpus alone make {tokenizer.get_vocab_size()} "
             f"tokens; take --vocab-size {round_up(2 * tokenizer.get_vocab_size())} or more"
+        )
+    reached = tokenizer.get_vocab_size()
+    while tokenizer.get_vocab_size() < size:
+        size = tokenizer.get_vocab_size() // _MULTIPLE * _MULTIPLE
+        if size == 0:
+            raise InputError(f"the corpus supports only {reached} tokens, too few for a tokenizer; add text")
+        tokenizer = _trained(texts, kind, shape(), size, tags)
+    if reached < round_up(vocab_size) and not shrink:
+        raise InputError(
+            f"--vocab-size {vocab_size}: the corpus supports only {reached} tokens (pieces that occur at least "
+            f"{MIN_FREQUENCY} times); take --vocab-size {size} or less, or add text"
         )
     return tokenizer
 
@@ -175,13 +180,14 @@ def _wordpiece_trainer(
     reserved: Sequence[str],
 ) -> trainers.WordPieceTrainer:
     # Left to itself the trainer numbers the `##x` characters in the order of a randomly seeded hash map, and those
-    # numbers then break ties between merges. Reserved, they come in a fixed order.
-    alphabet = _alphabet(texts(), normalizer, limit=vocab_size // 8)
+    # numbers then break ties between merges; its choice among equally rare characters is as random. Reserved, they come
+    # in a fixed order, and it chooses none itself.
+    alphabet = _alphabet(texts(), normalizer, limit=vocab_size // 3)
     return trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=MIN_FREQUENCY,
         special_tokens=[*reserved, *alphabet, *(f"##{character}" for character in alphabet)],
-        limit_alphabet=len(alphabet),
+        limit_alphabet=0,
         show_progress=False,
     )
 
@@ -197,7 +203,7 @@ def _byte_level_trainer(vocab_size: int, reserved: Sequence[str]) -> trainers.Bp
 
 
 def _alphabet(texts: Iterable[str], normalizer: normalizers.Normalizer, limit: int) -> list[str]:
-    """The most frequent characters of the texts after normalisation, in a fixed order."""
+    """The characters, after normalisation, that cover the texts, at most `limit` of them, in a fixed order."""
     raw: Counter[str] = Counter()
     for text in texts:
         raw.update(text)
@@ -205,8 +211,11 @@ def _alphabet(texts: Iterable[str], normalizer: normalizers.Normalizer, limit: i
     for character, count in raw.items():
         for result in normalizer.normalize_str(character).split():
             normalised.update(dict.fromkeys(result, count))
-    frequent = [(-count, character) for character, count in normalised.items() if count >= MIN_FREQUENCY]
-    return sorted(character for _, character in sorted(frequent)[:limit])
+    frequent = sorted((-count, character) for character, count in normalised.items() if count >= MIN_FREQUENCY)
+    needed = ALPHABET_COVERAGE * normalised.total()
+    covered = itertools.accumulate((-count for count, _ in frequent), initial=0)
+    chosen = [character for (_, character), before in zip(frequent[:limit], covered, strict=False) if before < needed]
+    return sorted(chosen)
 
 
 def _template(tokenizer: Tokenizer, special: SpecialTokens) -> processors.PostProcessor:
