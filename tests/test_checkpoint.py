@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,10 +300,11 @@ def test_loading_never_writes_to_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("config", [mosaicbert("tiny", VOCAB), modernbert("tiny", VOCAB)])
-def test_empty_model_has_shapes_and_draws_nothing(config):
-    before = torch.get_rng_state()
+def test_empty_model_has_shapes_and_draws_nothing(config, monkeypatch):
+    for draw in ("normal_", "uniform_"):
+        monkeypatch.setattr(torch.Tensor, draw, None, raising=False)
     empty = empty_model(config)
-    assert torch.equal(torch.get_rng_state(), before)
+    monkeypatch.undo()
     assert {p.device.type for p in empty.parameters()} == {"meta"}
     assert {n: t.shape for n, t in empty.state_dict().items()} == {
         n: t.shape for n, t in MaskedLM(config).state_dict().items()
@@ -479,6 +481,27 @@ def test_replacing_and_failing_to_replace(exchange, tmp_path, monkeypatch):
         raise OSError("disk full")
     assert value_of(folder) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_whole_model_opens_between_any_two_steps_of_a_replacement(exchange, tmp_path, monkeypatch):
+    folder = save_model(tmp_path / "model", small_encoder(1))
+    seen = []
+
+    def watched(step):
+        def run(*arguments, **keywords):
+            seen.append(value_of(folder))
+            result = step(*arguments, **keywords)
+            seen.append(value_of(folder))
+            return result
+
+        return run
+
+    monkeypatch.setattr(atomic, "_exchange", watched(atomic._exchange if exchange else lambda first, second: False))
+    monkeypatch.setattr(os, "rename", watched(os.rename))
+    monkeypatch.setattr(shutil, "rmtree", watched(shutil.rmtree))
+    save_model(folder, small_encoder(2))
+    assert set(seen) == {1, 2} and seen == sorted(seen)
 
 
 def test_full_disk_leaves_the_old_model(tmp_path):

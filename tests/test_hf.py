@@ -42,10 +42,11 @@ def test_auto_classes_give_the_packed_numbers(shape, tmp_path):
     ids_BS, mask_BS, types_BS = padded_batch()
     batch = Packed.from_padded(ids_BS, mask_BS, types_BS)
     masked_lm = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
-    encoder = transformers.AutoModel.from_pretrained(folder).eval()
+    encoder, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
     assert isinstance(masked_lm, terrazzo.hf.TerrazzoForMaskedLM) and isinstance(encoder, terrazzo.hf.TerrazzoModel)
     inputs = {"input_ids": ids_BS, "attention_mask": mask_BS.long(), "token_type_ids": types_BS}
-    logits, hidden = masked_lm(**inputs).logits, encoder(**inputs).last_hidden_state
+    logits, hidden = masked_lm(**inputs).logits, encoder.eval()(**inputs).last_hidden_state
     assert logits.shape == (4, 40, VOCAB)
     torch.testing.assert_close(logits[mask_BS], ours(batch), rtol=0, atol=1e-5)
     torch.testing.assert_close(hidden[mask_BS], ours.encoder(batch), rtol=0, atol=1e-5)
