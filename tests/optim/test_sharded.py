@@ -33,7 +33,7 @@ def compare(rank, store):
             b.step()
         for (name, p), q in zip(whole.named_parameters(), sharded.parameters(), strict=True):
             assert_close(
-                q.full_tensor(), p.detach(), rtol=0, atol=2e-6, msg=lambda text, at=(kind, name): f"{at}: {text}"
+                q.full_tensor(), p.detach(), rtol=0, atol=1e-5, msg=lambda text, at=(kind, name): f"{at}: {text}"
             )
         assert optimizer_state_bytes(b) < 0.6 * optimizer_state_bytes(a)
     dist.destroy_process_group()
