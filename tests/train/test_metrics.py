@@ -69,11 +69,12 @@ def test_a_line_torn_by_a_kill_is_left_out_and_the_next_run_starts_on_a_line_of_
     assert [line["step"] for line in read_metrics(path)] == [*kept, 4]
 
 
-def test_a_damaged_line_inside_is_named(tmp_path):
+@pytest.mark.parametrize("damage", ['{"step": 2, "stage"', "17", '{"loss": 2.0}', "\x00\x00"])
+def test_a_damaged_line_inside_is_named(tmp_path, damage):
     path = tmp_path / "metrics.jsonl"
     write_run(path, 3)
     damaged = path.read_text().splitlines()
-    damaged[1] = damaged[1][:17]
+    damaged[1] = damage
     path.write_text("\n".join(damaged) + "\n")
     with pytest.raises(InputError, match=r"metrics\.jsonl, line 2: damaged: .*delete this line"):
         read_metrics(path)

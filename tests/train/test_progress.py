@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 
 import pytest
 from rich.console import Console
 
-from terrazzo.train.progress import Average, ProgressLine
+from terrazzo.testing import tiny_run
+from terrazzo.train.metrics import read_metrics
+from terrazzo.train.progress import Average, ProgressLine, default_hooks
 
 
 def training_line(step: int, **changes) -> dict:
@@ -52,9 +55,10 @@ def test_a_log_gets_a_line_every_so_many_seconds_and_the_last_state():
 
 def test_the_time_left_follows_the_recent_pace_and_forgets_the_compilation():
     text, hook = listen(every=0.0)
-    for step in range(1, 301):  # 600 s of compilation before the first step, then 1 s a step, 1000 steps in all
-        hook.on_step(training_line(step, seconds=600.0 + step, progress=step / 1000))
-    assert text.getvalue().splitlines()[-1].endswith("11 m 40 s left")
+    for step in range(1, 601):  # 600 s before the first step, 300 steps of 5 s, then 1 s a step, 1000 steps in all
+        seconds = 600.0 + 5 * min(step, 300) + max(step - 300, 0)
+        hook.on_step(training_line(step, seconds=seconds, progress=step / 1000))
+    assert text.getvalue().splitlines()[-1].endswith("6 m 40 s left")
 
 
 def test_evaluations_and_messages_stay_and_the_line_repeats_the_last_heldout_loss():
@@ -85,3 +89,18 @@ def test_average_is_unbiased_from_the_first_number_and_passes_over_nan():
     assert average.value == pytest.approx(5.0)
     average.add(10.0)
     assert average.value == pytest.approx((10 + 0.9 * 5 + 0.81 * 5) / (1 + 0.9 + 0.81))
+
+
+def test_the_default_hooks_go_on_where_the_newest_checkpoint_stands(tmp_path):
+    run = tmp_path / "run"
+    config = tiny_run(tmp_path / "data", run, steps=8)
+    (run / "checkpoints" / "step-00000002").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000002" / "counters.json").write_text('{"total_steps": 2}')
+    (run / "metrics.jsonl").write_text("".join(json.dumps(training_line(step)) + "\n" for step in range(1, 5)))
+    text = io.StringIO()
+    for hook in default_hooks(config, Console(file=text, width=200))(run):
+        hook.on_step(training_line(3, loss=9.0))
+        hook.close()
+    kept = [(line["step"], line["loss"]) for line in read_metrics(run / "metrics.jsonl")]
+    assert kept == [(1, 3.25), (2, 3.25), (3, 9.0)]
+    assert "step 3/8" in text.getvalue()

@@ -26,12 +26,14 @@ class Series:
 
     Args:
         look: "raw" is a faint line that keeps every peak, "line" a strong one, "heldout" dots joined by a thin line.
+        missing: mark where a number is missing.
     """
 
     name: str
     x: np.ndarray
     y: np.ndarray
     look: str = "line"
+    missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _paths(series: Series, x_scale: Scale, y_scale: Scale) -> list[Html]:
     x, y = (series.x, series.y) if series.look == "heldout" else thin(series.x, series.y, series.look == "raw")
     places, heights = x_scale(x), 1 - y_scale(y)
     line = tag("path", d=_polyline(places, heights), class_=series.look)
-    if series.look == "raw" and not np.isfinite(heights).all():
+    if series.missing and not np.isfinite(heights).all():
         gone = np.unique(_round(places[~np.isfinite(heights)]))
         line = join(line, tag("path", d="".join(f"M{a} {_SIDE}v-600" for a in gone), class_="gone"))
     if series.look == "heldout" or len(x) == 1:

@@ -9,9 +9,8 @@ import numpy as np
 
 from terrazzo.data import Corpus
 from terrazzo.train.report.charts import Figure, XAxis, histogram
-from terrazzo.train.report.markup import Html, facts, join, table, tag
+from terrazzo.train.report.markup import Html, aside, facts, join, nothing, section, table, tag
 from terrazzo.train.report.record import RunRecord
-from terrazzo.train.report.sections import aside, nothing, section, trained_tokens
 from terrazzo.train.units import percent, plural, short, significant, whole
 
 _BINS = 40
@@ -36,7 +35,7 @@ def passes(run: RunRecord) -> str:
         return ""
     lengths = corpus.train.lengths.astype(np.int64)
     once = int((lengths + 2 * -(-lengths // cut)).sum())
-    times = significant(trained_tokens(run) / once, 2)
+    times = significant(run.trained_tokens / once, 2)
     return f" (about {times} passes over {plural(corpus.train.num_documents, 'document')})"
 
 

@@ -72,3 +72,18 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Child]], numbers: Contain
 def facts(pairs: Iterable[tuple[str, Child]]) -> Html:
     """Names and values, one pair a line."""
     return tag("dl", *(join(tag("dt", name), tag("dd", value)) for name, value in pairs), class_="facts")
+
+
+def section(title: str, *children: Child) -> Html:
+    """A titled part of the page."""
+    return tag("section", tag("h2", title), *children)
+
+
+def nothing(text: str) -> Html:
+    """What stands in place of something that this run does not have."""
+    return tag("p", text, class_="none")
+
+
+def aside(text: str) -> Html:
+    """A remark beside a figure."""
+    return tag("span", text, class_="aside")

@@ -7,9 +7,12 @@ from importlib.resources import files
 from pathlib import Path
 
 from terrazzo.provenance import write_text_atomic
-from terrazzo.train.report import sections
+from terrazzo.train.report.cost import cost, machine
+from terrazzo.train.report.course import course, evaluations, perplexity
 from terrazzo.train.report.data import data, passes
-from terrazzo.train.report.markup import Html, join, page, tag
+from terrazzo.train.report.markup import Html, page, tag
+from terrazzo.train.report.predictions import predictions
+from terrazzo.train.report.recipe import config, stages
 from terrazzo.train.report.record import RunRecord
 from terrazzo.train.state import latest_checkpoint
 from terrazzo.train.units import duration, money, percent, plural, short, whole
@@ -34,14 +37,14 @@ def write_report(run: str | Path) -> Path:
 
 def _body(title: str, run: RunRecord) -> Html:
     parts = [
-        sections.course(run),
-        sections.predictions(run),
+        course(run),
+        predictions(run),
         data(run),
-        sections.evaluations(run),
-        sections.stages(run),
-        sections.cost(run) if run.steps else None,
-        sections.machine(run),
-        sections.config(run),
+        evaluations(run),
+        stages(run),
+        cost(run) if run.steps else None,
+        machine(run),
+        config(run),
     ]
     return tag("main", _header(title, run), *parts)
 
@@ -69,7 +72,7 @@ def _what(run: RunRecord) -> str:
     if not run.steps:
         return f"{name}{size}, not trained yet."
     origin = " from scratch" if model.get("kind") == "init" else " further"
-    amount = f"{short(sections.trained_tokens(run))} tokens{passes(run)}"
+    amount = f"{short(run.trained_tokens)} tokens{passes(run)}"
     spent = f"{plural(len(run.steps), 'step')} and {duration(run.last['seconds'])}"
     return f"{name}{size}, trained{origin} on {amount}, in {spent} on {_where(run)}."
 
@@ -87,10 +90,9 @@ def _result(run: RunRecord) -> Html | None:
     held = run.heldout
     if not held:
         return tag("span", "It has not been evaluated on held-out documents.") if run.steps else None
-    guessed = (
-        f", {percent(held['heldout_accuracy'])} of masked tokens guessed right" if "heldout_accuracy" in held else ""
-    )
-    text = f"Held-out loss {held['heldout_loss']:.3f}{guessed}, perplexity {sections.perplexity(held['heldout_loss'])}."
+    accuracy = held.get("heldout_accuracy")
+    guessed = f", {percent(accuracy)} of masked tokens guessed right" if accuracy is not None else ""
+    text = f"Held-out loss {held['heldout_loss']:.3f}{guessed}, perplexity {perplexity(held['heldout_loss'])}."
     return tag("b", text)
 
 
@@ -117,18 +119,20 @@ def _figures(run: RunRecord) -> Html | None:
     """The numbers that people ask for first."""
     if not run.steps:
         return None
-    held, in_steps = run.heldout, run.total("step_seconds")
-    price = sections.price_per_hour(run)
-    figures = [
-        ("held-out loss", f"{held['heldout_loss']:.3f}" if held else ""),
-        ("accuracy", percent(held.get("heldout_accuracy", math.nan)) if held else ""),
-        ("perplexity", sections.perplexity(held["heldout_loss"]) if held else f"{run.steps[-1]['loss']:.3f}"),
-        ("tokens", short(sections.trained_tokens(run))),
-        ("time", duration(run.last["seconds"])),
-        ("tokens/s", short(sections.trained_tokens(run) / in_steps)),
-        ("of peak", percent(run.peak_share(), 0) if math.isfinite(run.peak_share()) else ""),
-        ("cost", money(run.last["seconds"] / 3600 * price) if price is not None else ""),
+    held, spent = run.heldout, run.last["seconds"]
+    share = run.peak_share()
+    figures = [("training loss", f"{run.steps[-1]['loss']:.3f}")]
+    if held:
+        figures = [("held-out loss", f"{held['heldout_loss']:.3f}"), ("perplexity", perplexity(held["heldout_loss"]))]
+    if "heldout_accuracy" in held:
+        figures.append(("accuracy", percent(held["heldout_accuracy"])))
+    figures += [
+        ("tokens", short(run.trained_tokens)),
+        ("time", duration(spent)),
+        ("tokens/s", short(run.trained_tokens / run.total("step_seconds"))),
     ]
-    if not held:
-        figures[2] = ("training loss", f"{run.steps[-1]['loss']:.3f}")
-    return tag("div", *(join(tag("div", tag("b", v), tag("span", k))) for k, v in figures if v), class_="figures")
+    if math.isfinite(share):
+        figures.append(("of peak", percent(share, 0)))
+    if run.price is not None:
+        figures.append(("cost", money(spent / 3600 * run.price)))
+    return tag("div", *(tag("div", tag("b", v), tag("span", k)) for k, v in figures), class_="figures")

@@ -134,6 +134,17 @@ class RunRecord:
         values = self.column(name)
         return float(np.nansum(values)) if np.isfinite(values).any() else math.nan
 
+    @property
+    def trained_tokens(self) -> float:
+        """Tokens of all steps so far."""
+        return float(self.steps[-1].get("tokens", math.nan)) if self.steps else math.nan
+
+    @property
+    def price(self) -> float | None:
+        """Money that an hour costs, from run.json or the config in it."""
+        price = self.record.get("price_per_hour")
+        return price if price is not None else self.config.get("price_per_hour")
+
     def peak_share(self) -> float:
         """Share of the peak over all the time spent in steps."""
         seconds, share = self.column("step_seconds"), self.column("peak_fraction")

@@ -83,6 +83,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def time_ticks(low: float, high: float) -> list[float]:
+    """Seconds in [low, high] that a clock would show: whole 15 s, 5 m, 2 h, ..."""
     step = next((t for t in _TIMES if (high - low) / t <= 6), None)
     if step is None or high - low < 3:
         return nice_ticks(low, high)
