@@ -338,6 +338,7 @@ def main() -> None:
             collation.append({"documents": name, **compare_collation(ours, peers, options.rounds)})
             print(f"{name} {max_len} {micro_tokens}: {collation[-1]['ratio']:.1f}x", flush=True)
         details = {
+            "command": f"python -m benchmarks.data --megabytes {options.megabytes:g} --rounds {options.rounds}",
             "documents": {name: s.num_documents for name, s in splits.items()},
             "tokens": splits["articles"].num_tokens,
             "vocab_size": VOCAB_SIZE,
