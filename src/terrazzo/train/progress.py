@@ -18,7 +18,7 @@ from terrazzo.train.state import latest_checkpoint
 from terrazzo.train.tensorboard import TensorBoardHook
 from terrazzo.train.units import duration, percent, short, whole
 
-_BAR, _GAP = 20, "  "
+_BAR, _GAP = 12, "  "
 _ETA_LINES = 200
 
 
