@@ -144,6 +144,11 @@ def test_bf16_weights_give_nearby_float32_vectors(tmp_path):
     assert ((exact * rough).sum(1) > 0.99).all() and (exact != rough).any()
 
 
+def test_unknown_backend(tmp_path):
+    with pytest.raises(InputError, match="backend='groupd': did you mean 'grouped'"):
+        terrazzo.load(folder(tmp_path), backend="groupd")
+
+
 def test_folder_without_or_with_a_foreign_tokenizer(tmp_path):
     path = folder(tmp_path)
     (path / "tokenizer.json").unlink()

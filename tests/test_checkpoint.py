@@ -375,6 +375,7 @@ def test_damaged_folder_is_refused_by_name(damage, tmp_path):
         {"layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"]},
         {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}},
         {"rope_scaling": {"rope_type": "yarn"}},
+        {"hidden_activation": "mish"},
     ],
 )
 def test_modernbert_field_that_cannot_be_represented(fields, tmp_path):
@@ -382,6 +383,15 @@ def test_modernbert_field_that_cannot_be_represented(fields, tmp_path):
     load_config(tmp_path)
     edit(tmp_path, **fields)
     with pytest.raises(InputError, match=next(iter(fields))):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("fields", [{"num_hidden_layers": "five"}, {"rope_parameters": 3}, {"pad_token_id": []}])
+def test_config_with_a_value_of_the_wrong_type(fields, tmp_path):
+    config = PUBLISHED["roberta" if "pad_token_id" in fields else "modernbert"]
+    config.save_pretrained(tmp_path)
+    edit(tmp_path, **fields)
+    with pytest.raises(InputError, match="wrong type"):
         load_config(tmp_path)
 
 

@@ -17,9 +17,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from terrazzo.checkpoint import load_model, load_tokenizer
-from terrazzo.data.corpus import SpecialTokens
+from terrazzo.config import nearest
+from terrazzo.data import SpecialTokens
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig, MaskedLM
+from terrazzo.nn.backends import BACKENDS
 from terrazzo.packed import Packed
 
 Pooling = Literal["mean", "cls", "max"]
@@ -51,8 +53,10 @@ def load(
         backend: attention backend by name; None takes the device's default.
 
     Raises:
-        InputError: not a model folder, no tokenizer in it, or a tokenizer of another model.
+        InputError: not a model folder, no tokenizer in it, a tokenizer of another model, or an unknown backend.
     """
+    if backend is not None and backend not in BACKENDS:
+        raise InputError(f"backend={backend!r}: {nearest(backend, BACKENDS)}")
     network = load_model(path, device, dtype or torch.float32, backend).eval()
     return Model(network, load_tokenizer(path, network.config))
 

@@ -76,7 +76,11 @@ class Format:
             InputError: a field whose value cannot be represented.
         """
         fields = Fields(values, source)
-        return from_dict(EncoderConfig, self.read(fields) | dict(fields.get(OWN_KEY, {})), source)
+        try:
+            read = self.read(fields) | dict(fields.get(OWN_KEY, {}))
+        except (TypeError, AttributeError) as error:
+            raise InputError(f"{source}: a field holds a value of the wrong type ({error}); copy it again") from error
+        return from_dict(EncoderConfig, read, source)
 
     def config_json(self, config: EncoderConfig, special: SpecialIds) -> dict[str, Any] | None:
         """The config.json that describes `config`, or None where this format cannot."""
