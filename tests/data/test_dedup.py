@@ -46,6 +46,14 @@ def test_near_duplicates_are_those_above_the_threshold_and_memory_can_be_refille
     assert refilled.add(signatures[1:]).tolist() == [False, True, False]
 
 
+def test_documents_that_the_bands_propose_wrongly_are_kept():
+    pytest.importorskip("datasketch")
+    original = [f"w{i}" for i in range(200)]
+    alike = [original[:105] + [f"{d}-{i}" for i in range(95)] for d in range(60)]
+    signatures = [signature(" ".join(words)) for words in (original, *alike)]
+    assert NearDuplicates(0.5).add(signatures).all()
+
+
 def test_the_signature_estimates_the_jaccard_index_of_word_3_grams():
     pytest.importorskip("datasketch")
     words = [f"w{i}" for i in range(400)]
