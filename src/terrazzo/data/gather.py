@@ -28,7 +28,7 @@ from terrazzo.data.sources import Source
 from terrazzo.provenance import write_json_atomic
 
 EXACT, NEAR = "exact duplicate", "near duplicate"
-_INLINE_BATCHES = 16
+_INLINE_BATCHES = 64
 A = TypeVar("A")
 B = TypeVar("B")
 
