@@ -36,7 +36,15 @@ class Classifier:
 
 
 def fine_tune(
-    encoder: Encoder, folder: Path, rows: Rows, num_classes: int, *, passes: int, seed: int, lr: float = 1e-3, batch: int = 32
+    encoder: Encoder,
+    folder: Path,
+    rows: Rows,
+    num_classes: int,
+    *,
+    passes: int,
+    seed: int,
+    lr: float = 1e-3,
+    batch: int = 32,
 ) -> Classifier:
     """Train all weights on `rows` with AdamW, warm-up and linear decay; deterministic given the seed."""
     torch.manual_seed(seed)

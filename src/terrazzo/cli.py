@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -46,9 +46,13 @@ def prepare(
     tokenizer_kind: Annotated[str, typer.Option(help="wordpiece or bpe.")] = "wordpiece",
     preset: Annotated[str, typer.Option(help="Cleaning: english, german, tweets or raw.")] = "english",
     text_field: Annotated[str, typer.Option(help="The text's field in jsonl, csv and parquet.")] = "text",
-    document: Annotated[str, typer.Option(help="What a document is in a text file: line, paragraph or file.")] = "paragraph",
+    document: Annotated[
+        str, typer.Option(help="What a document is in a text file: line, paragraph or file.")
+    ] = "paragraph",
     heldout: Annotated[float | None, typer.Option(help="Share of documents held out.")] = None,
-    near_duplicates: Annotated[float | None, typer.Option(help="Drop documents this similar (MinHash), e.g. 0.8.")] = None,
+    near_duplicates: Annotated[
+        float | None, typer.Option(help="Drop documents this similar (MinHash), e.g. 0.8.")
+    ] = None,
     language: Annotated[str | None, typer.Option(help="Keep documents of this language, e.g. de.")] = None,
 ) -> None:
     """Clean, deduplicate, tokenize: text into a data folder. Run it again to go on after an interruption."""
@@ -91,7 +95,9 @@ def plan(
     budget: _Budget = None,
     config: _Config = None,
     assignments: _Set = None,
-    hardware: Annotated[str | None, typer.Option(help="h200, h100 or a100; this machine is measured if left out.")] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="h200, h100 or a100; this machine is measured if left out.")
+    ] = None,
 ) -> None:
     """FLOPs, hours, memory and cost of a run, before anything runs."""
     from terrazzo.show import show_plan
@@ -147,13 +153,14 @@ def encode(
     import numpy as np
 
     import terrazzo
+    from terrazzo.api import Pooling
 
     if output not in ("npy", "jsonl"):
         raise InputError(f"--format {output}: npy or jsonl")
     if output == "npy" and sys.stdout.isatty():
         raise InputError("vectors are binary: redirect them to a file (> vectors.npy), or use --format jsonl")
     texts = [_text_of(line, number, text_field) for number, line in enumerate(sys.stdin.buffer, 1) if line.strip()]
-    vectors = terrazzo.load(model).encode(texts, pooling=pooling, normalize=normalize)
+    vectors = terrazzo.load(model).encode(texts, pooling=cast(Pooling, pooling), normalize=normalize)
     if output == "npy":
         np.save(sys.stdout.buffer, vectors)
         return
@@ -165,11 +172,15 @@ def _text_of(line: bytes, number: int, field: str) -> str:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise InputError(f"standard input, line {number}: not JSON ({error}); write one object with {field!r} a line") from None
+        raise InputError(
+            f"standard input, line {number}: not JSON ({error}); write one object with {field!r} a line"
+        ) from None
     text = row if isinstance(row, str) else row.get(field) if isinstance(row, dict) else None
     if not isinstance(text, str):
         found = f"fields: {', '.join(row)}" if isinstance(row, dict) else f"got {row!r}"
-        raise InputError(f"standard input, line {number}: no text in field {field!r} ({found}); choose one with --text-field")
+        raise InputError(
+            f"standard input, line {number}: no text in field {field!r} ({found}); choose one with --text-field"
+        )
     return text
 
 

@@ -14,6 +14,6 @@ class InputError(ValueError):
 class RunError(RuntimeError):
     """A run cannot go on: it diverged, the disk is full, a rank was lost.
 
-    The message says what happened at which step, and which checkpoint to continue from. The command line prints it without
-    a traceback and exits with status 3.
+    The message says what happened at which step, and which checkpoint to continue from. The command line prints it
+    without a traceback and exits with status 3.
     """

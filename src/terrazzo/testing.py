@@ -1,7 +1,7 @@
 """Tiny corpora and models, and the checks that every training method must pass; for our tests and for yours.
 
-    def test_my_optimizer(tmp_path):
-        check_method(tmp_path, optimizer=MyConfig(lr=1e-2))
+def test_my_optimizer(tmp_path):
+    check_method(tmp_path, optimizer=MyConfig(lr=1e-2))
 """
 
 from __future__ import annotations
@@ -66,7 +66,13 @@ def tiny_run(data: Path, out: Path, steps: int = 6, **fields: Any) -> RunConfig:
         "sampling": Sampling(max_len=32, batch_tokens=512, micro_tokens=160, workers=0),
         "budget": Budget(steps=steps),
     }
-    own: dict[str, Any] = {"device": "cpu", "precision": "fp32", "checkpoint_every": 3, "eval_tokens": 512, "threads": 1}
+    own: dict[str, Any] = {
+        "device": "cpu",
+        "precision": "fp32",
+        "checkpoint_every": 3,
+        "eval_tokens": 512,
+        "threads": 1,
+    }
     return RunConfig(data=str(data), out=str(out), stages=(Stage(**(defaults | stage)),), **(own | fields))
 
 
@@ -86,8 +92,8 @@ def log_metrics(run: Path) -> list[MetricsLog]:
 def check_method(folder: Path, steps: int = 40, learns: float = 0.3, **stage: Any) -> None:
     """Train a tiny encoder with one method (fields of `Stage`) and hold it to what every method promises.
 
-    It learns (the loss falls by at least `learns` nats), twice gives the same bits, goes on from a checkpoint to the same
-    bits, and its config survives JSON.
+    It learns (the loss falls by at least `learns` nats), twice gives the same bits, goes on from a checkpoint to the
+    same bits, and its config survives JSON.
 
     Raises:
         AssertionError: naming the promise that is broken.

@@ -74,7 +74,16 @@ class EncoderConfig:
             raise InputError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         if self.positions == "rope" and self.head_width % 2:
             raise InputError(f"rope needs an even head width, width / num_heads is {self.head_width}")
-        for name in ("vocab_size", "width", "depth", "num_heads", "mlp_width", "max_len", "pad_vocab_to", "global_every"):
+        for name in (
+            "vocab_size",
+            "width",
+            "depth",
+            "num_heads",
+            "mlp_width",
+            "max_len",
+            "pad_vocab_to",
+            "global_every",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("dropout", "attention_dropout"):

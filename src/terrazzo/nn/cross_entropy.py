@@ -19,11 +19,12 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy of `hidden @ weight.T + bias` over the first `vocab_size` classes, and the correct guesses.
 
-    Gradients are formed in the forward pass, chunk by chunk, so memory is one chunk of logits. Under autocast the products
-    run in its dtype, the softmax in fp32.
+    Gradients are formed in the forward pass, chunk by chunk, so memory is one chunk of logits. Under autocast the
+    products run in its dtype, the softmax in fp32.
 
     Returns:
-        fp32 scalar sum of the losses (differentiable) and int64 scalar number of predictions whose label has the largest logit.
+        fp32 scalar sum of the losses (differentiable) and int64 scalar number of predictions whose label has the
+        largest logit.
     """
     device = hidden_MD.device.type
     if torch.is_autocast_enabled(device):
@@ -70,7 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _grad_correct: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor, _grad_correct: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden_MD, grad_weight_PD, *rest = ctx.saved_tensors
         grad_bias_P = rest[0] * grad_loss if rest else None
         grad_weight = grad_weight_PD.mul_(grad_loss).to(ctx.weight_dtype)

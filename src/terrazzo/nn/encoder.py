@@ -36,7 +36,8 @@ class Encoder(nn.Module):
     def forward(self, batch: Packed, select_M: Tensor | None = None) -> Tensor:
         """Hidden states `(T, D)`, or `(M, D)` of the tokens at `select_M`.
 
-        With a selection the last block computes its projections and MLP for those tokens alone; the values are the same.
+        With a selection the last block computes its projections and MLP for those tokens alone; the values are the
+        same.
         """
         context = AttentionContext.of(batch, self.config, self.backend)
         x_TD = self.embeddings(batch)

@@ -28,8 +28,8 @@ def parameter_count(config: EncoderConfig) -> int:
 def forward_flops(config: EncoderConfig, lengths: Sequence[int] | np.ndarray, num_masked: int | None = None) -> float:
     """Operations (a multiply-add is two) of one forward pass over documents of these lengths.
 
-    With `num_masked` the head and the last block's output projection and MLP run on that many tokens alone, and the decoder
-    is counted; None counts the encoder without a head.
+    With `num_masked` the head and the last block's output projection and MLP run on that many tokens alone, and the
+    decoder is counted; None counts the encoder without a head.
     """
     sizes = np.asarray(lengths, dtype=np.float64)
     num_tokens, width = sizes.sum(), config.width

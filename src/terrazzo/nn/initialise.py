@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from terrazzo.nn.config import EncoderConfig
 
@@ -17,8 +17,9 @@ _RESIDUAL_OUTPUTS = ("attention.out", "mlp.down")
 def initialise(model: nn.Module, config: EncoderConfig) -> None:
     """Draw all matrices and embeddings from the global generator; biases 0, norms 1.
 
-    "normal": N(0, init_std) for everything (BERT, arXiv 1810.04805; MosaicBERT keeps it). "megatron": cut at 2 sigma, and
-    the projections into the residual stream divided by sqrt(2 depth) (ModernBERT, arXiv 2412.13663, appendix A).
+    "normal": N(0, init_std) for everything (BERT, arXiv 1810.04805; MosaicBERT keeps it). "megatron": cut at 2
+    sigma, and the projections into the residual stream divided by sqrt(2 depth) (ModernBERT, arXiv 2412.13663,
+    appendix A).
     """
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -32,7 +33,7 @@ def initialise(model: nn.Module, config: EncoderConfig) -> None:
             nn.init.zeros_(module.weight[config.vocab_size :])  # rows of no token stay zero under every optimizer
 
 
-def _draw(weight: nn.Parameter, std: float, truncated: bool) -> None:
+def _draw(weight: Tensor, std: float, truncated: bool) -> None:
     if truncated:
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
     else:

@@ -112,7 +112,8 @@ def wrap(module: StepModule, ranks: Ranks, method: Literal["ddp", "fsdp2"]) -> n
     if method == "fsdp2":
         for block in module.model.encoder.blocks:
             fully_shard(block)
-        return fully_shard(module)
+        fully_shard(module)
+        return module
     return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 

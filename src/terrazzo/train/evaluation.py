@@ -20,7 +20,8 @@ def evaluate(
     `module` is the `StepModule` as it trains; every rank runs the same number of forward passes, which FSDP2 needs.
     """
     module.eval()
-    total, correct, weight = 0.0, 0.0, 0
+    total = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    correct, weight = torch.zeros_like(total), 0
     rounds = -(-len(batches) // ranks.world_size)
     with autocast:
         for turn in range(rounds):
@@ -28,8 +29,9 @@ def evaluate(
             batch = batches[min(index, len(batches) - 1)]
             loss, logs = module(batch.to(ranks.device))
             if index < len(batches) and batch.masked_M is not None:
-                total, correct = total + loss.double(), correct + logs["correct"].double()
+                total += loss
+                correct += logs["correct"]
                 weight += batch.masked_M.numel()
     module.train()
-    total, correct, weight = ranks.sum(float(total), float(correct), weight)
-    return {"heldout_loss": total / weight, "heldout_accuracy": correct / weight, "heldout_masked": weight}
+    loss_sum, right, masked = ranks.sum(float(total), float(correct), weight)
+    return {"heldout_loss": loss_sum / masked, "heldout_accuracy": right / masked, "heldout_masked": masked}

@@ -88,7 +88,9 @@ def check_same_run(run: Path, record: dict[str, Any]) -> None:
         )
     for name, value in record["config"].items():
         if name not in FREE_FIELDS and (old := before["config"].get(name)) != value:
-            raise InputError(f"{run} was begun with {_first_difference(name, old, value)}; resume it with the same value")
+            raise InputError(
+                f"{run} was begun with {_first_difference(name, old, value)}; resume it with the same value"
+            )
 
 
 def _first_difference(path: str, old: Any, new: Any) -> str:
@@ -124,6 +126,6 @@ def disk_errors(run: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise RunError(
-            f"{run}: the disk is full ({error}). The last complete checkpoint is intact: free some space, or lower `keep`, "
+            f"{run}: the disk is full ({error}). The last checkpoint is intact: free some space, or lower `keep`, "
             "and start the same command with --resume"
         ) from error

@@ -1,4 +1,4 @@
-"""The one training loop. Methods are data for it: objectives, samplers, optimizers, schedules, transforms between stages."""
+"""The one training loop. Methods are data for it: objectives, samplers, optimizers, schedules, transforms."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ class Session:
             getattr(hook, method)(value)
 
 
-def train(config: RunConfig, *, resume: bool = False, hooks: Callable[[Path], Sequence[Hook]] | None = None) -> Path | None:
+def train(
+    config: RunConfig, *, resume: bool = False, hooks: Callable[[Path], Sequence[Hook]] | None = None
+) -> Path | None:
     """Run all stages and write RUN/model; the same code for one process and for torchrun's ranks.
 
     Args:
@@ -141,7 +143,13 @@ class StageRun:
         )
         bf16 = session.dtype == torch.bfloat16
         self.micro_tokens = choose_micro_tokens(
-            self.config, ranks.device, bf16, sampling.micro_tokens, sampling.max_len, sampling.batch_tokens, ranks.world_size
+            self.config,
+            ranks.device,
+            bf16,
+            sampling.micro_tokens,
+            sampling.max_len,
+            sampling.batch_tokens,
+            ranks.world_size,
         )
         self.heldout = evaluation_batches(
             corpus.heldout,
@@ -176,7 +184,9 @@ class StageRun:
                 if counters.total_steps % session.config.checkpoint_every == 0 or ended or stopped:
                     self._checkpoint()
                 if stopped:
-                    session.tell("on_message", f"stopped by {' '.join(session.stop) or 'another rank'}; --resume goes on")
+                    session.tell(
+                        "on_message", f"stopped by {' '.join(session.stop) or 'another rank'}; --resume goes on"
+                    )
                     return None
         state, _ = gather(self.module, self.optimizer)
         model = step_module(self.module).model if session.ranks.world_size == 1 else MaskedLM(self.config)
@@ -249,7 +259,11 @@ class StageRun:
         for name in self.schedules:
             room, _, key = name.partition(".")
             groups, objective = self.optimizer.param_groups, self.objective
-            if name == "lr" or (room == "optimizer" and key in groups[0]) or (room == "objective" and key in vars(objective)):
+            if (
+                name == "lr"
+                or (room == "optimizer" and key in groups[0])
+                or (room == "objective" and key in vars(objective))
+            ):
                 continue
             options = ["lr", *(f"objective.{k}" for k, v in vars(objective).items() if isinstance(v, float))]
             raise InputError(f"schedules.{name}: nothing of that name can be scheduled; known: {', '.join(options)}")
@@ -306,8 +320,8 @@ class StageRun:
         shown = ", ".join(str(d) for d in documents[:20]) + (", ..." if len(documents) > 20 else "")
         good = self.session.last_checkpoint
         raise RunError(
-            f"step {counters.total_steps + 1}: {what}. Training documents of this step: {shown} ({len(documents)} in all). "
-            f"Last good checkpoint: {good or 'none yet'}. Lower optimizer.lr, or lengthen the warm-up (schedules.lr.warmup)"
+            f"step {counters.total_steps + 1}: {what}. Its training documents: {shown} ({len(documents)} in all). "
+            f"Last good checkpoint: {good or 'none yet'}. Lower optimizer.lr, or lengthen schedules.lr.warmup"
         )
 
     def _evaluation_due(self, progress: float, ended: bool) -> bool:
@@ -325,7 +339,12 @@ class StageRun:
         self.counters.seconds += seconds
         self.counters.stage_seconds += seconds
         counters = self.counters
-        line = {"step": counters.total_steps, "stage": self.stage.name, "tokens": counters.tokens, "seconds": counters.seconds}
+        line = {
+            "step": counters.total_steps,
+            "stage": self.stage.name,
+            "tokens": counters.tokens,
+            "seconds": counters.seconds,
+        }
         self.session.tell("on_evaluation", {**line, **result})
 
     def _checkpoint(self) -> None:
@@ -346,8 +365,9 @@ class StageRun:
         sampling, ranks = self.stage.sampling, self.session.ranks
         return (
             f"stage {self.stage.name}: {parameter_count(self.config) / 1e6:.1f} M parameters, "
-            f"{self.stream.pieces_per_step} pieces (about {sampling.batch_tokens} tokens) a step in micro-batches of at most "
-            f"{self.micro_tokens} tokens, {ranks.world_size} process(es), {str(self.session.dtype).removeprefix('torch.')}"
+            f"{self.stream.pieces_per_step} pieces (about {sampling.batch_tokens} tokens) a step, micro-batches of at most "
+            f"{self.micro_tokens} tokens, {ranks.world_size} process(es), "
+            f"{str(self.session.dtype).removeprefix('torch.')}"
         )
 
 

@@ -31,8 +31,8 @@ class MemoryEstimate:
 def estimate(config: EncoderConfig, device: torch.device, bf16: bool, optimizer_bytes: int = 8) -> MemoryEstimate:
     """Bytes of training `config`: fp32 weights and gradients, `optimizer_bytes` a parameter, saved activations.
 
-    Saved for the backward pass, in units of the compute type: per token and layer about 11 widths (input, QKV, attention
-    output, residuals, norms) and 2 (plain) or 4 (gated) inner widths.
+    Saved for the backward pass, in units of the compute type: per token and layer about 11 widths (input, QKV,
+    attention output, residuals, norms) and 2 (plain) or 4 (gated) inner widths.
     """
     element = 2 if bf16 else 4
     per_layer = 11 * config.width + (4 if config.gated else 2) * config.mlp_width
@@ -58,9 +58,16 @@ def available_bytes(device: torch.device) -> int:
 
 
 def choose_micro_tokens(
-    config: EncoderConfig, device: torch.device, bf16: bool, wanted: int | None, max_len: int, batch_tokens: int, ranks: int
+    config: EncoderConfig,
+    device: torch.device,
+    bf16: bool,
+    wanted: int | None,
+    max_len: int,
+    batch_tokens: int,
+    ranks: int,
 ) -> int:
-    """Tokens of a micro-batch: `wanted`, or what fits in half of the free memory, is fast and is not more than a step's share.
+    """Tokens of a micro-batch: `wanted`, or what fits in half of the free memory, is fast and is not more than a
+    step's share.
 
     Raises:
         InputError: the model, or the wanted micro-batch, does not fit in memory.

@@ -1,7 +1,7 @@
 """What a run will take, before it runs: steps, tokens, FLOPs, hours, memory, money.
 
-On this machine the step time is measured: a probe trains a throw-away model for a few micro-batches drawn from the data's own
-lengths. For another machine it follows from its peak and an assumed share of it.
+On this machine the step time is measured: a probe trains a throw-away model for a few micro-batches drawn from the
+data's own lengths. For another machine it follows from its peak and an assumed share of it.
 """
 
 from __future__ import annotations
@@ -158,12 +158,15 @@ def _probe(
     dtype: torch.dtype,
     probe_seconds: float,
 ) -> float:
-    """Seconds of one optimizer step: the median micro-batch times their number, the median update, and reading the data."""
+    """Seconds of one optimizer step: the median micro-batch times their number, and the median update."""
     objective = stage.objective.build(corpus.special, corpus.vocab_size, word_start_table(corpus.tokenizer))
     model = MaskedLM(encoder).to(device).train()
     optimizer = stage.optimizer.build(model)
     loader = Loader(stream, objective, micro_tokens=micro_tokens, workers=0)
-    micro_times, update_times, micro_counts, deadline = [], [], [], time.perf_counter() + probe_seconds
+    micro_times: list[float] = []
+    update_times: list[float] = []
+    micro_counts: list[int] = []
+    deadline = time.perf_counter() + probe_seconds
     while len(update_times) < 2 or (time.perf_counter() < deadline and len(update_times) < 20):
         step = next(loader)
         micro_counts.append(len(step.batches))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import field
 from collections.abc import Iterable, Mapping
+from dataclasses import field
 from typing import Any, Literal
-
-
 
 from terrazzo.config import config, from_dict, override
 from terrazzo.errors import InputError
@@ -85,7 +83,9 @@ def _spread_over_stages(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _default_source(stage: dict[str, Any], index: int) -> dict[str, Any]:
-    return {"model": {"kind": "init" if index == 0 else "previous"}, "name": f"stage-{index}", **stage} if index else stage
+    return (
+        {"model": {"kind": "init" if index == 0 else "previous"}, "name": f"stage-{index}", **stage} if index else stage
+    )
 
 
 #: The kind that a table without `kind` means.

@@ -28,7 +28,9 @@ def fill_mask_samples(model: MaskedLM, corpus: Corpus, count: int = 8, max_token
         places = np.unique([len(ids) // 3, 2 * len(ids) // 3])
         truth, hidden = ids[places], ids.copy()
         hidden[places] = special.mask
-        batch = Packed.from_sequences([[special.cls, *hidden, special.sep]], masked_M=torch.from_numpy(places + 1)).to(device)
+        batch = Packed.from_sequences([[special.cls, *hidden, special.sep]], masked_M=torch.from_numpy(places + 1)).to(
+            device
+        )
         best = model(batch).float().softmax(-1).topk(top)
         samples.append(
             {

@@ -64,7 +64,9 @@ def check_tokenizer(folder: Path, corpus: Corpus) -> None:
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise InputError(f"{folder}: no tokenizer.json, so the data in {corpus.path} cannot be checked against the model")
+        raise InputError(
+            f"{folder}: no tokenizer.json, so the data in {corpus.path} cannot be checked against the model"
+        )
     if Tokenizer.from_file(str(file)).get_vocab() != corpus.tokenizer.get_vocab():
         raise InputError(
             f"{corpus.path} was prepared with another tokenizer than the model in {folder}: "
@@ -74,5 +76,7 @@ def check_tokenizer(folder: Path, corpus: Corpus) -> None:
 
 def _masked_lm(model: Any, folder: Path) -> MaskedLM:
     if not isinstance(model, MaskedLM):
-        raise InputError(f"{folder}: the model has no masked-language-model head to train on; take its MaskedLM checkpoint")
+        raise InputError(
+            f"{folder}: the model has no masked-language-model head to train on; take its MaskedLM checkpoint"
+        )
     return model

@@ -87,7 +87,9 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
     try:
         return Checkpoint(folders[-1], Counters(**json.loads(file.read_text())))
     except (ValueError, TypeError) as error:
-        raise InputError(f"{file}: damaged ({error}); delete {folders[-1]} to resume from the checkpoint before") from None
+        raise InputError(
+            f"{file}: damaged ({error}); delete {folders[-1]} to resume from the checkpoint before"
+        ) from None
 
 
 def gather(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

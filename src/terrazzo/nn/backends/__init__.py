@@ -1,4 +1,4 @@
-"""Ways to run attention over a packed batch; each has `plan(batch, slopes, window)` and `attend(qkv, plan, dropout)`."""
+"""Ways to run attention over a packed batch; each has `plan` and `attend`."""
 
 from terrazzo.nn.backends.choice import BACKENDS, Backend, default_backend
 

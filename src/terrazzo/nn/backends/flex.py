@@ -58,8 +58,8 @@ class Flex:
         if dropout > 0:
             raise ValueError("FlexAttention has no dropout: set attention_dropout=0 or use the reference backend")
         q, k, v = qkv_T3NH.permute(1, 2, 0, 3)[:, None]
-        run = _compiled() if qkv_T3NH.is_cuda else flex_attention
-        out: Any = run(q, k, v, score_mod=plan.score, block_mask=plan.mask)
+        run: Any = _compiled() if qkv_T3NH.is_cuda else flex_attention
+        out: Tensor = run(q, k, v, score_mod=plan.score, block_mask=plan.mask)
         return out[0].transpose(0, 1).flatten(1)
 
 
@@ -95,4 +95,5 @@ def _distance_penalty(slopes_N: Tensor) -> Callable[..., Tensor]:
 
 @cache
 def _compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=True)
+    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=True)
+    return compiled

@@ -1,8 +1,9 @@
 """Attention on CPU: documents of similar length share one call of PyTorch's flash kernel.
 
-A plan is made once a batch and serves every layer. Documents are sorted by length and cut into groups whose longest is at
-most `SLACK` times the shortest; a group is a small padded batch, and only its keys' padding is masked. Gathering into groups
-and scattering out of them are plain row selections, in the backward pass too, because every token has one place.
+A plan is made once a batch and serves every layer. Documents are sorted by length and cut into groups whose longest
+is at most `SLACK` times the shortest; a group is a small padded batch, and only its keys' padding is masked. Gathering
+into groups and scattering out of them are plain row selections, in the backward pass too, because every token has
+one place.
 
 Shapes: T packed tokens, R rows of all groups with their padding, B documents of a group, S its padded length, N heads,
 H head width.
@@ -135,7 +136,7 @@ class _GroupedFlash(torch.autograd.Function):
         return out_RNH.index_select(0, plan.row_T).flatten(1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         plan: GroupedPlan = ctx.plan
         qkv_R3NH, out_RNH, *sums = ctx.saved_tensors
         grad_RNH = torch.zeros_like(out_RNH)
