@@ -83,6 +83,6 @@ def test_language_filter_keeps_one_language(monkeypatch):
     assert clean("It was the best of times, it was the worst of times.", steps) == ("", "language is not de")
     with pytest.raises(InputError, match="--language 'german': no such language code"):
         language_filter("german")
-    monkeypatch.setitem(__import__("sys").modules, "py3langid.langid", None)
+    monkeypatch.setitem(__import__("sys").modules, "py3langid", None)
     with pytest.raises(InputError, match=r"--language fr: .*pip install 'terrazzo\[data\]'"):
         language_filter("fr")

@@ -30,15 +30,15 @@ def language_filter(code: str) -> Filter:
 @cache
 def _classifier(code: str) -> Callable[[str], str]:
     try:
-        langid = importlib.import_module("py3langid.langid")
+        langid = importlib.import_module("py3langid")
     except ModuleNotFoundError:
         raise InputError(f"--language {code}: needs a package: pip install 'terrazzo[data]'") from None
-    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
-    if code not in identifier.labels:
-        raise InputError(f"--language {code!r}: no such language code; {nearest(code, identifier.labels)}")
+    known = {str(label) for label, _ in langid.rank("")}
+    if code not in known:
+        raise InputError(f"--language {code!r}: no such language code; {nearest(code, known)}")
 
     def classify(text: str) -> str:
-        label, _ = identifier.classify(text)
+        label, _ = langid.classify(text)
         return str(label)
 
     return classify
