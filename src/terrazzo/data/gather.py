@@ -52,6 +52,8 @@ class Gatherer:
         self._seen = DigestSet()
         self._near = NearDuplicates(options.near_duplicates) if options.near_duplicates else None
         self._total = Tally()
+        known = all(source.kind != "hub" for source in sources)
+        self._total_bytes = sum(source.size for source in sources) if known else None
 
     def run(self) -> list[Chunk]:
         """All chunks, the missing ones made first."""
@@ -143,10 +145,8 @@ class Gatherer:
         return kept
 
     def _report(self, position: int, tally: Tally) -> None:
-        known = all(source.kind != "hub" for source in self.sources)
-        total = sum(source.size for source in self.sources) if known else None
         read, kept = self._total.read + tally.read, self._total.kept + tally.kept
-        self.progress("clean", position, total, f"{kept:,} of {read:,} documents kept")
+        self.progress("clean", position, self._total_bytes, f"{kept:,} of {read:,} documents kept")
 
 
 def ordered_map(function: Callable[[A], B], items: Iterable[tuple[Any, A]], workers: int) -> Iterator[tuple[Any, B]]:

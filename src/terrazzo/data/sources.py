@@ -12,6 +12,7 @@ import lzma
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,9 +74,9 @@ def find_sources(names: Sequence[str | Path], exclude: Path | None = None) -> tu
             found.append(_file_source(path))
         else:
             found.append(_hub_source(name))
-    repeated = {source.name for source in found if sum(other.name == source.name for other in found) > 1}
-    if repeated:
-        raise InputError(f"{sorted(repeated)[0]}: named twice among the sources; name every file once")
+    name, count = Counter(source.name for source in found).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{name}: named twice among the sources; name every file once")
     return found, skipped
 
 
