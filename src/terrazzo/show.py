@@ -25,7 +25,12 @@ def stage_progress() -> Iterator[Report]:
     if not console.is_terminal:
         yield _plain_lines()
         return
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         tasks: dict[str, Any] = {}
 
@@ -45,7 +50,11 @@ def _plain_lines(every: float = 5.0) -> Report:
         if now - last.get(stage, -every) < every and done != total:
             return
         last[stage] = now
-        print(f"{stage}: {done:,}{f' of {total:,}' if total is not None else ''} {note}".rstrip(), file=sys.stderr, flush=True)
+        print(
+            f"{stage}: {done:,}{f' of {total:,}' if total is not None else ''} {note}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
 
     return report
 

@@ -208,7 +208,7 @@ class MuonConfig:
     """
 
     kind: Literal["muon"] = "muon"
-    lr: float = 5e-4
+    lr: float = 3e-3
     momentum: float = 0.95
     nesterov: bool = True
     weight_decay: float = 1e-5
@@ -216,7 +216,7 @@ class MuonConfig:
     steps: int = 5
     adjust_lr: AdjustLr = "match_rms_adamw"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    aux: AdamWConfig = AdamWConfig()
+    aux: AdamWConfig = AdamWConfig(lr=3e-3)
 
     def __post_init__(self) -> None:
         check_hyperparameters(self.kind, self.lr, self.weight_decay, self.momentum)

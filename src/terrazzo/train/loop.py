@@ -365,7 +365,7 @@ class StageRun:
         sampling, ranks = self.stage.sampling, self.session.ranks
         return (
             f"stage {self.stage.name}: {parameter_count(self.config) / 1e6:.1f} M parameters, "
-            f"{self.stream.pieces_per_step} pieces (about {sampling.batch_tokens} tokens) a step, micro-batches of at most "
+            f"{self.stream.pieces_per_step} pieces (about {sampling.batch_tokens} tokens) a step, micro-batches up to "
             f"{self.micro_tokens} tokens, {ranks.world_size} process(es), "
             f"{str(self.session.dtype).removeprefix('torch.')}"
         )
