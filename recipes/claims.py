@@ -137,14 +137,15 @@ def read_recipe(folder: Path) -> Recipe:
 
 
 def verdict(claim: Claim, result: Mapping[str, Any] | None) -> Verdict:
-    """Hold `claim` against the mean over seeds of the metrics of its tier's `result`."""
+    """Hold `claim` against the mean of the metrics of its tier's `result`, over the seeds that have all it needs."""
     if result is None:
         return Verdict(status="not run", why=claim.needs or f"no {claim.tier} results yet")
-    per_seed = list(result["metrics"].values())
     needed = {claim.metric, *_names(claim.condition), *_names(claim.direction or claim.condition)}
-    missing = sorted(name for name in needed if any(name not in metrics for metrics in per_seed))
-    if missing or not per_seed:
-        return Verdict(status="not run", why=f"the {claim.tier} results lack {', '.join(missing) or 'every seed'}")
+    per_seed = [metrics for metrics in result["metrics"].values() if needed <= set(metrics)]
+    if not per_seed:
+        known = {name for metrics in result["metrics"].values() for name in metrics}
+        missing = ", ".join(sorted(needed - known)) or "a seed with all its metrics"
+        return Verdict(status="not run", why=f"the {claim.tier} results lack {missing}")
     broken = sorted(name for name in needed if any(metrics[name] is None for metrics in per_seed))
     if broken:
         return Verdict(status="does not hold", why=f"{', '.join(broken)} not finite", seeds=len(per_seed))

@@ -82,6 +82,7 @@ def test_verdict_shows_the_spread_and_says_why_it_was_not_run():
     assert (shown.value, shown.low, shown.high, shown.figure) == (2.0, 1.0, 3.0, "2 (1 to 3, 2 seeds)")
     assert str(verdict(claim(needs="an H200 for an hour"), None)) == "not run (an H200 for an hour)"
     assert "lack a" in str(verdict(claim(), result({"b": 1.0})))
+    assert verdict(claim(), result({"a": 2.0}, {"b": 1.0})).seeds == 1
 
 
 def test_the_claims_tier_decides(folder):
