@@ -15,7 +15,7 @@ from recipes.wikipedia import SOURCE as ENGLISH
 from terrazzo.data import Corpus, PrepareConfig, prepare
 from terrazzo.objectives import MLMConfig
 from terrazzo.optim import AdamWConfig, MuonConfig, Schedule
-from terrazzo.train import Budget, Init, RunConfig, Sampling, Stage
+from terrazzo.train import Budget, Init, Sampling, Stage
 
 GERMAN = "German novels as .txt files, e.g. https://github.com/computationalstylistics/68_german_novels"
 #: RoBERTa: learned positions that begin at 2, one token type.
