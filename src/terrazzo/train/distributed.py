@@ -32,50 +32,60 @@ class Ranks:
     world_size: int
     device: torch.device
     control: dist.ProcessGroup | None = None
+    #: Ranks on this machine, which share its memory.
+    local_size: int = 1
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
     def sum(self, *values: float) -> list[float]:
-        """Each value summed over all ranks, in float64.
-
-        Raises:
-            RunError: another rank is gone.
-        """
+        """Each value summed over all ranks, in float64."""
         if self.control is None:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        with lost_rank():
-            dist.all_reduce(total, group=self.control)
+        dist.all_reduce(total, group=self.control)
         return [float(v) for v in total]
+
+    def smallest(self, value: int) -> int:
+        """The least of all ranks' values."""
+        if self.control is None:
+            return value
+        least = torch.tensor(value)
+        dist.all_reduce(least, dist.ReduceOp.MIN, group=self.control)
+        return int(least)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.control is not None:
-            with lost_rank():
-                dist.barrier(group=self.control)
+            dist.barrier(group=self.control)
 
 
 @contextmanager
-def lost_rank() -> Iterator[None]:
+def _lost_rank() -> Iterator[None]:
     """Turn a broken collective into an error that says what happened."""
     try:
         yield
-    except (dist.DistBackendError, dist.DistNetworkError) as error:
-        raise RunError(_LOST.format(error)) from error
+    except RunError:
+        raise
     except RuntimeError as error:
-        if not any(word in str(error) for word in ("Connection", "connection", "Timed out", "timed out", "gloo")):
+        words = ("Connection", "connection", "Timed out", "timed out", "gloo")
+        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in words):
             raise
-        raise RunError(_LOST.format(error)) from error
-
-
-_LOST = "another rank stopped answering ({}); start the same command with --resume to go on from the last checkpoint"
+        raise RunError(
+            f"another rank stopped answering ({error}); start the same command with --resume to go on from the last "
+            "checkpoint"
+        ) from error
 
 
 @contextmanager
 def joined(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
-    """Join the ranks that torchrun started, if it did; leave them at the end."""
+    """Join the ranks that torchrun started, if it did; leave them at the end.
+
+    Raises:
+        InputError: no GPU where one was asked for.
+        RunError: another rank died, or did not answer for ten minutes.
+    """
     wanted = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError("device: cuda was asked for, and PyTorch sees no GPU here; use device=cpu or auto")
@@ -87,7 +97,9 @@ def joined(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
         torch.cuda.set_device(local)
     dist.init_process_group("cpu:gloo,cuda:nccl" if wanted == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), local, dist.new_group(backend="gloo", timeout=TIMEOUT))
+        with _lost_rank():
+            control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+            yield Ranks(dist.get_rank(), dist.get_world_size(), local, control, int(os.environ["LOCAL_WORLD_SIZE"]))
     finally:
         dist.destroy_process_group()
 

@@ -18,7 +18,7 @@ from terrazzo.provenance import provenance, write_json_atomic
 from terrazzo.train.distributed import Ranks
 from terrazzo.train.run import RunConfig
 from terrazzo.train.samples import fill_mask_samples
-from terrazzo.train.state import Checkpoint, latest_checkpoint
+from terrazzo.train.state import Checkpoint, latest_checkpoint, remove_unfinished
 
 if TYPE_CHECKING:
     from terrazzo.train.loop import Session
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 FREE_FIELDS = ("data", "out", "threads", "checkpoint_every", "keep", "price_per_hour", "tensorboard", "distributed")
 
 
-def open_run(
-    config: RunConfig, corpus: Corpus, ranks: Ranks, resume: bool
-) -> tuple[Path, Checkpoint | None, dict[str, Any]]:
-    """Begin or resume a run: its folder, the checkpoint to go on from, and the provenance that its models carry.
+def check_run(config: RunConfig, corpus: Corpus, resume: bool) -> tuple[dict[str, Any], Checkpoint | None]:
+    """The record of the run that `config` means, and the checkpoint to go on from; nothing is written yet.
 
     Raises:
         InputError: the folder holds another run, or resuming with another config or other data.
@@ -42,20 +40,34 @@ def open_run(
         "data_fingerprint": corpus.fingerprint,
         "price_per_hour": config.price_per_hour,
     }
-    checkpoint = None
     if resume:
         check_same_run(run, record)
-        checkpoint = latest_checkpoint(run)
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        return record, latest_checkpoint(run)
+    if run.exists() and not run.is_dir():
+        raise InputError(f"{run} is a file: choose another --out")
+    if run.exists() and any(not path.name.startswith(".") for path in run.iterdir()):
         held = "a run" if (run / "run.json").is_file() else "other files"
         raise InputError(f"{run} holds {held}: choose another --out, or go on with --resume")
+    return record, None
+
+
+def begin_run(run: Path, record: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Write run.json once no rank has anything left to refuse; the provenance that the run's models carry.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
     ranks.barrier()
     made = provenance()
     if ranks.is_main:
-        run.mkdir(parents=True, exist_ok=True)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise InputError(f"{run}: cannot be made ({error.strerror}): choose another --out") from None
+        remove_unfinished(run)
         write_json_atomic(run / "run.json", {**record, "provenance": made, "world_size": ranks.world_size})
     ranks.barrier()
-    return run, checkpoint, {"run": record, **made}
+    return {"run": record, **made}
 
 
 def read_run(run: Path) -> dict[str, Any]:

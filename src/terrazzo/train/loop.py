@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import signal
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,22 +18,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from terrazzo.data import Corpus, Loader, Stream, evaluation_batches, pieces_for_tokens, word_start_table
+from terrazzo.data import Corpus, Loader, evaluation_batches, word_start_table
 from terrazzo.data.keyed import derive
-from terrazzo.errors import InputError, RunError
+from terrazzo.errors import RunError
 from terrazzo.nn import EncoderConfig, MaskedLM, parameter_count, training_flops
-from terrazzo.optim import Schedule
 from terrazzo.packed import Packed
-from terrazzo.train.distributed import Ranks, StepModule, gradient_sync, joined, lost_rank, wrap
+from terrazzo.train.check import check_fit, check_stages, stage_schedules, stage_stream
+from terrazzo.train.distributed import Ranks, StepModule, gradient_sync, joined, wrap
 from terrazzo.train.evaluation import evaluate
-from terrazzo.train.folder import disk_errors, finish_run, open_run
+from terrazzo.train.folder import begin_run, check_run, disk_errors, finish_run
 from terrazzo.train.hardware import compute_dtype, measured_peak
 from terrazzo.train.hooks import Hook
-from terrazzo.train.memory import choose_micro_tokens
 from terrazzo.train.run import RunConfig
 from terrazzo.train.sources import build_model
-from terrazzo.train.stage import Stage
-from terrazzo.train.state import Checkpoint, Counters, gather, restore_optimizer, save_checkpoint, step_module
+from terrazzo.train.state import (
+    Checkpoint,
+    Counters,
+    assemble,
+    restore_optimizer,
+    save_checkpoint,
+    step_module,
+    whole_model,
+    whole_optimizer,
+)
 
 #: Weight of the past in the smoothed loss that divergence is judged by.
 SMOOTHING = 0.95
@@ -41,17 +51,19 @@ class Session:
     """What every stage of a run needs."""
 
     config: RunConfig
-    run: Path
     corpus: Corpus
     ranks: Ranks
     dtype: torch.dtype
     peak: float
-    provenance: dict[str, Any]
+    resumed: Checkpoint | None
+    provenance: dict[str, Any] = field(default_factory=dict)
     hooks: Sequence[Hook] = ()
-    counters: Counters = field(default_factory=Counters)
-    resume_from: Checkpoint | None = None
-    last_checkpoint: Path | None = None
     stop: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.run = Path(self.config.out)
+        self.counters = self.resumed.counters if self.resumed else Counters()
+        self.last_checkpoint = self.resumed.path if self.resumed else None
 
     def autocast(self) -> torch.autocast:
         """bf16 products where the run computes in bf16."""
@@ -83,31 +95,27 @@ def train(
         torch.set_num_threads(config.threads)
     with joined(config.device) as ranks, disk_errors(Path(config.out)):
         corpus = Corpus.open(config.data, verify=ranks.is_main)
-        run, checkpoint, provenance = open_run(config, corpus, ranks, resume)
+        record, checkpoint = check_run(config, corpus, resume)
         dtype = compute_dtype(config.precision, ranks.device)
-        counters = checkpoint.counters if checkpoint else Counters()
-        session = Session(
-            config, run, corpus, ranks, dtype, measured_peak(ranks.device, dtype), provenance, (), counters, checkpoint
-        )
-        session.last_checkpoint = checkpoint.path if checkpoint else None
+        check_stages(config, corpus, ranks, dtype == torch.bfloat16)
+        session = Session(config, corpus, ranks, dtype, measured_peak(ranks.device, dtype), checkpoint)
+        stage = StageRun(session, None)
+        session.provenance = begin_run(session.run, record, ranks)
         with contextlib.ExitStack() as stack:
             if hooks is not None and ranks.is_main:
-                session.hooks = hooks(run)
+                session.hooks = hooks(session.run)
                 for hook in session.hooks:
                     stack.callback(hook.close)
             stack.enter_context(signals(session))
-            model = _run_stages(session)
+            model = _run_stages(session, stage)
         return finish_run(session, model) if model is not None else None
 
 
-def _run_stages(session: Session) -> MaskedLM | None:
-    model: MaskedLM | None = None
-    for index in range(session.counters.stage, len(session.config.stages)):
-        model = StageRun(session, session.config.stages[index], index, model).run()
-        if model is None:
-            return None
-        if index + 1 < len(session.config.stages):
-            session.counters.next_stage()
+def _run_stages(session: Session, stage: StageRun) -> MaskedLM | None:
+    counters = session.counters
+    while (model := stage.run()) is not None and counters.stage + 1 < len(session.config.stages):
+        counters.next_stage()
+        stage = StageRun(session, model)
     return model
 
 
@@ -115,109 +123,109 @@ class StageRun:
     """One stage in the making: model, stream, objective and optimizer, and the steps over them.
 
     Args:
+        session: its counters say which stage, and how much of it is done.
         previous: the model of the stage before, in this process; None at the start and after resuming.
+
+    Raises:
+        InputError: the stage cannot be begun.
     """
 
-    def __init__(self, session: Session, stage: Stage, index: int, previous: MaskedLM | None) -> None:
-        self.session, self.stage, self.counters = session, stage, session.counters
+    def __init__(self, session: Session, previous: MaskedLM | None) -> None:
+        self.session, self.counters = session, session.counters
+        self.stage = stage = session.config.stages[self.counters.stage]
         corpus, ranks = session.corpus, session.ranks
-        self.seed = derive(session.config.seed, "stage", index)
+        self.seed = derive(session.config.seed, "stage", self.counters.stage)
         self.objective = stage.objective.build(corpus.special, corpus.vocab_size, word_start_table(corpus.tokenizer))
-        self.schedules = {"lr": Schedule(), **stage.schedules}
-        resumed = session.resume_from if previous is None else None
+        self.schedules = stage_schedules(stage)
+        self.stream = stage_stream(corpus, stage.sampling, self.seed)
+        resumed = session.resumed if previous is None else None
         torch.manual_seed(derive(self.seed, "init") % 2**63)
         model = build_model(stage.model, corpus, previous, resumed.path if resumed else None)
         self.config: EncoderConfig = model.config
+        self.micro_tokens = self.counters.micro_tokens = self._micro_tokens()
+        self.heldout = evaluation_batches(
+            corpus.heldout,
+            corpus.special,
+            max_len=stage.sampling.max_len,
+            objective=self.objective,
+            micro_tokens=self.micro_tokens,
+            max_tokens=session.config.eval_tokens,
+        )
         self.module = wrap(StepModule(model.to(ranks.device), self.objective), ranks, session.config.distributed)
         self.module.train()
         if session.config.compile:
             step_module(self.module).model.encoder.compile_blocks()
         self.optimizer = stage.optimizer.build(step_module(self.module).model)
         if resumed:
-            restore_optimizer(self.module, self.optimizer, resumed.optimizer_state())
-        self._check_schedules()
-        sampling = stage.sampling
-        pieces = pieces_for_tokens(corpus.train, corpus.special, sampling.max_len, sampling.batch_tokens)
-        self.stream = Stream(
-            corpus.train, corpus.special, max_len=sampling.max_len, pieces_per_step=pieces, seed=self.seed
-        )
-        bf16 = session.dtype == torch.bfloat16
-        self.micro_tokens = choose_micro_tokens(
-            self.config,
-            ranks.device,
-            bf16,
-            sampling.micro_tokens,
-            sampling.max_len,
-            sampling.batch_tokens,
-            ranks.world_size,
-        )
-        self.heldout = evaluation_batches(
-            corpus.heldout,
-            corpus.special,
-            max_len=sampling.max_len,
-            objective=self.objective,
-            micro_tokens=self.micro_tokens,
-            max_tokens=session.config.eval_tokens,
-        )
-        self.step_seconds = 0.0
+            restore_optimizer(self.optimizer, resumed.optimizer_state())
+        self.clock = time.perf_counter()
+        self.step_seconds: deque[float] = deque(maxlen=5)
+        self.evaluation_seconds = self.checkpoint_seconds = 0.0
+
+    def _micro_tokens(self) -> int:
+        """What the stage was begun with, so that resuming rounds alike; or what every rank has room for."""
+        sampling = self.stage.sampling
+        if sampling.micro_tokens is None:
+            sampling = dataclasses.replace(sampling, micro_tokens=self.counters.micro_tokens)
+        ranks, bf16 = self.session.ranks, self.session.dtype == torch.bfloat16
+        return ranks.smallest(check_fit(self.config, sampling, ranks, bf16))
 
     def run(self) -> MaskedLM | None:
         """Train to the end of the budget; None if a signal ended it before."""
         session, counters = self.session, self.counters
         session.tell("on_message", self._opening())
-        loader = Loader(
+        self.clock = time.perf_counter()
+        with self._loader() as loader:
+            while counters.progress < 1:
+                session.tell("on_step", self._step(loader))
+                if self._anyone_stopped():
+                    self._checkpoint()
+                    session.tell("on_message", f"stopped by {' '.join(session.stop) or 'another rank'}")
+                    return None
+                if counters.progress < 1 and self._evaluation_due():
+                    self._evaluate()
+                if counters.progress < 1 and counters.total_steps % session.config.checkpoint_every == 0:
+                    self._checkpoint()
+        if counters.evaluated < 1:
+            self._evaluate()
+        self._checkpoint()
+        return assemble(self.config, whole_model(self.module))
+
+    def _loader(self) -> Loader:
+        return Loader(
             self.stream,
             self.objective,
-            rank=session.ranks.rank,
-            world_size=session.ranks.world_size,
+            rank=self.session.ranks.rank,
+            world_size=self.session.ranks.world_size,
             micro_tokens=self.micro_tokens,
             workers=self.stage.sampling.workers,
-            start_step=counters.step,
+            start_step=self.counters.step,
         )
-        with loader:
-            while (progress := self._progress()) is not None:
-                line = self._step(loader, progress)
-                session.tell("on_step", line)
-                ended, stopped = self._progress() is None, self._anyone_stopped()
-                if self._evaluation_due(progress, ended) and not stopped:
-                    self._evaluate()
-                if counters.total_steps % session.config.checkpoint_every == 0 or ended or stopped:
-                    self._checkpoint()
-                if stopped:
-                    session.tell(
-                        "on_message", f"stopped by {' '.join(session.stop) or 'another rank'}; --resume goes on"
-                    )
-                    return None
-        state, _ = gather(self.module, self.optimizer)
-        model = step_module(self.module).model if session.ranks.world_size == 1 else MaskedLM(self.config)
-        if session.ranks.world_size > 1:
-            model.load_state_dict(state)
-        return model
 
-    def _step(self, loader: Loader, progress: float) -> dict[str, Any]:
+    def _step(self, loader: Loader) -> dict[str, Any]:
         session, counters = self.session, self.counters
         begin = time.perf_counter()
-        self._apply_schedules(progress)
+        counters.progress = self._coming_progress()
+        self._apply_schedules(counters.progress)
         batches = next(loader)
         torch.manual_seed(derive(self.seed, "dropout", counters.step, session.ranks.rank) % 2**63)
         weight, num_micro = session.ranks.sum(batches.weight, len(batches.batches))
-        with lost_rank():
-            sums = self._accumulate(batches.batches, weight)
-            norm = self._clip()
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+        sums = self._accumulate(batches.batches, weight)
+        norm = self._clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         loss_sum, correct, grad_norm = torch.stack([*sums, norm]).tolist()  # the step's one wait for the device
         loss_sum, correct = session.ranks.sum(loss_sum, correct)
         loss = loss_sum / weight
-        self._check_loss(loss, grad_norm)
+        self._watch(loss, grad_norm)
         seconds = time.perf_counter() - begin
-        self._count(batches.num_tokens, seconds, loss)
+        self._count(batches.num_tokens, seconds)
         flops = sum(training_flops(self.config, b.lengths, _num_masked(b)) for b in batches.batches)
         (flops,) = session.ranks.sum(flops)
         return {
             "step": counters.total_steps,
             "stage": self.stage.name,
-            "progress": progress,
+            "progress": counters.progress,
             "loss": loss,
             "accuracy": correct / weight,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -255,19 +263,6 @@ class StageRun:
         norm = nn.utils.clip_grad_norm_(parameters, limit)
         return norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm
 
-    def _check_schedules(self) -> None:
-        for name in self.schedules:
-            room, _, key = name.partition(".")
-            groups, objective = self.optimizer.param_groups, self.objective
-            if (
-                name == "lr"
-                or (room == "optimizer" and key in groups[0])
-                or (room == "objective" and key in vars(objective))
-            ):
-                continue
-            options = ["lr", *(f"objective.{k}" for k, v in vars(objective).items() if isinstance(v, float))]
-            raise InputError(f"schedules.{name}: nothing of that name can be scheduled; known: {', '.join(options)}")
-
     def _apply_schedules(self, progress: float) -> None:
         for name, schedule in self.schedules.items():
             value, (room, _, key) = schedule(progress), name.partition(".")
@@ -277,85 +272,92 @@ class StageRun:
             for group in self.optimizer.param_groups:
                 group[key or "lr"] = value if key else group["base_lr"] * value
 
-    def _progress(self) -> float | None:
-        """Share of the budget spent when the coming step is done, None when there is no coming step."""
+    def _coming_progress(self) -> float:
+        """Share of the budget spent when the coming step is done, exactly 1 for the last one.
+
+        That is the one after which less than half a step is left.
+        """
+        spent, step, total = self._budget()
+        return 1.0 if spent + 1.5 * step >= total else max(self.counters.progress, (spent + step) / total)
+
+    def _budget(self) -> tuple[float, float, float]:
+        """What is spent, what the coming step will take, and what there is; rank 0's clock counts for all."""
         budget, counters = self.stage.budget, self.counters
         if budget.steps is not None:
-            return (counters.step + 1) / budget.steps if counters.step < budget.steps else None
+            return counters.step, 1, budget.steps
         if budget.tokens is not None:
-            expected = self.stage.sampling.batch_tokens
-            spent = counters.stage_tokens
-            return min(1.0, (spent + expected) / budget.tokens) if spent + expected / 2 < budget.tokens else None
+            return counters.stage_tokens, self.stage.sampling.batch_tokens, budget.tokens
         assert budget.seconds is not None
-        (seconds, step_seconds) = self.session.ranks.sum(
-            *((counters.stage_seconds, self.step_seconds) if self.session.ranks.is_main else (0.0, 0.0))
-        )
-        if counters.step and seconds + step_seconds / 2 >= budget.seconds:
-            return None
-        return min(1.0, (seconds + step_seconds) / budget.seconds)
+        closing = self.evaluation_seconds + self.checkpoint_seconds
+        times = counters.stage_seconds + closing, statistics.median(self.step_seconds or [0.0])
+        spent, step = self.session.ranks.sum(*(times if self.session.ranks.is_main else (0.0, 0.0)))
+        return spent, step, budget.seconds
 
-    def _count(self, tokens: int, seconds: float, loss: float) -> None:
+    def _count(self, tokens: int, seconds: float) -> None:
         counters = self.counters
         counters.step += 1
         counters.total_steps += 1
         counters.tokens += tokens
         counters.stage_tokens += tokens
-        counters.seconds += seconds
-        counters.stage_seconds += seconds
-        self.step_seconds = seconds if not self.step_seconds else 0.8 * self.step_seconds + 0.2 * seconds
-        past = counters.smoothed_loss
-        counters.smoothed_loss = loss if past is None else SMOOTHING * past + (1 - SMOOTHING) * loss
-        counters.lowest_loss = min(counters.smoothed_loss, counters.lowest_loss or math.inf)
+        self.step_seconds.append(seconds)
+        self._elapse()
 
-    def _check_loss(self, loss: float, grad_norm: float) -> None:
-        counters, limit = self.counters, self.session.config.divergence
-        smoothed, lowest = counters.smoothed_loss, counters.lowest_loss
-        if math.isfinite(loss) and math.isfinite(grad_norm):
-            if smoothed is None or lowest is None or smoothed - lowest <= limit:
-                return
-            what = f"the loss diverged: its running mean {smoothed:.3f} is {smoothed - lowest:.2f} above its lowest"
-        else:
-            what = f"the loss is {loss}, the gradient norm {grad_norm}"
-        documents = self.stream.documents(counters.step)
-        shown = ", ".join(str(d) for d in documents[:20]) + (", ..." if len(documents) > 20 else "")
-        good = self.session.last_checkpoint
-        raise RunError(
-            f"step {counters.total_steps + 1}: {what}. Its training documents: {shown} ({len(documents)} in all). "
-            f"Last good checkpoint: {good or 'none yet'}. Lower optimizer.lr, or lengthen schedules.lr.warmup"
-        )
-
-    def _evaluation_due(self, progress: float, ended: bool) -> bool:
-        every = self.session.config.eval_every
-        if every is not None:
-            return ended or self.counters.total_steps % every == 0
-        previous = getattr(self, "_last_tenth", None)
-        self._last_tenth = math.floor(progress * 10)
-        return ended or (previous is not None and self._last_tenth > previous)
-
-    def _evaluate(self) -> None:
-        begin = time.perf_counter()
-        result = evaluate(self.module, self.heldout, self.session.ranks, self.session.autocast())
-        seconds = time.perf_counter() - begin
+    def _elapse(self) -> float:
+        """Book the time since the last call, so that budget and metrics count all of it."""
+        now = time.perf_counter()
+        seconds, self.clock = now - self.clock, now
         self.counters.seconds += seconds
         self.counters.stage_seconds += seconds
-        counters = self.counters
-        line = {
-            "step": counters.total_steps,
-            "stage": self.stage.name,
-            "tokens": counters.tokens,
-            "seconds": counters.seconds,
-        }
-        self.session.tell("on_evaluation", {**line, **result})
+        return seconds
+
+    def _watch(self, loss: float, grad_norm: float) -> None:
+        """Stop the run at a loss that is not a number, or that has risen for good."""
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise self._broken(f"the loss is {loss}, the gradient norm {grad_norm}", self.counters.step)
+        counters, past = self.counters, self.counters.smoothed_loss
+        smoothed = loss if past is None else SMOOTHING * past + (1 - SMOOTHING) * loss
+        lowest = smoothed if counters.lowest_loss is None else min(smoothed, counters.lowest_loss)
+        if smoothed - lowest > self.session.config.divergence:
+            what = f"the loss diverged: its running mean {smoothed:.3f} is {smoothed - lowest:.2f} above its lowest"
+            raise self._broken(what, counters.step)
+        counters.smoothed_loss, counters.lowest_loss = smoothed, lowest
+
+    def _broken(self, what: str, step: int) -> RunError:
+        documents = self.stream.documents(step)
+        shown = ", ".join(str(d) for d in documents[:20]) + (", ..." if len(documents) > 20 else "")
+        number = self.counters.total_steps - self.counters.step + step + 1
+        return RunError(
+            f"step {number}: {what}. Training documents of this step: {shown} ({len(documents)} in all). "
+            f"Last good checkpoint: {self.session.last_checkpoint or 'none yet'}. Lower optimizer.lr, or lengthen the "
+            "warm-up (schedules.lr.warmup)"
+        )
+
+    def _evaluation_due(self) -> bool:
+        every, counters = self.session.config.eval_every, self.counters
+        if every is not None:
+            return counters.total_steps % every == 0
+        return math.floor(10 * counters.progress) > math.floor(10 * counters.evaluated)
+
+    def _evaluate(self) -> None:
+        session, counters = self.session, self.counters
+        result = evaluate(self.module, self.heldout, session.ranks, session.autocast())
+        counters.evaluated = counters.progress
+        self.evaluation_seconds = self._elapse()
+        line = {"step": counters.total_steps, "stage": self.stage.name, "tokens": counters.tokens}
+        session.tell("on_evaluation", {**line, "seconds": counters.seconds, **result})
 
     def _checkpoint(self) -> None:
-        session = self.session
-        states = gather(self.module, self.optimizer)
+        session, counters = self.session, self.counters
+        states = whole_model(self.module), whole_optimizer(self.optimizer)
+        if not all(bool(tensor.isfinite().all()) for tensor in states[0].values()):
+            raise self._broken("the update left weights that are not finite", counters.step - 1)
         if session.ranks.is_main:
             tokenizer = session.corpus.path / "tokenizer.json"
             session.last_checkpoint = save_checkpoint(
-                session.run, self.counters, self.config, states, tokenizer, session.provenance, session.config.keep
+                session.run, counters, self.config, states, tokenizer, session.provenance, session.config.keep
             )
         session.ranks.barrier()
+        self.checkpoint_seconds = self._elapse()
 
     def _anyone_stopped(self) -> bool:
         (count,) = self.session.ranks.sum(float(bool(self.session.stop)))

@@ -10,6 +10,8 @@ import torch
 from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig, parameter_count
 from terrazzo.nn.cross_entropy import CHUNK_BYTES
+from terrazzo.train.distributed import Ranks
+from terrazzo.train.stage import Sampling
 
 #: Tokens beyond which larger products gain no speed.
 FAST_TOKENS = {"cpu": 4096, "cuda": 65_536}
@@ -57,30 +59,24 @@ def available_bytes(device: torch.device) -> int:
         return free
 
 
-def choose_micro_tokens(
-    config: EncoderConfig,
-    device: torch.device,
-    bf16: bool,
-    wanted: int | None,
-    max_len: int,
-    batch_tokens: int,
-    ranks: int,
-) -> int:
-    """Tokens of a micro-batch: `wanted`, or what fits in half of the free memory, is fast and is not more than a
-    step's share.
+def choose_micro_tokens(config: EncoderConfig, sampling: Sampling, ranks: Ranks, bf16: bool) -> int:
+    """Tokens of a micro-batch: those wanted, or what fits in half of the free memory, is fast, and is a step's share.
 
     Raises:
         InputError: the model, or the wanted micro-batch, does not fit in memory.
     """
+    device, max_len = ranks.device, sampling.max_len
     memory, free = estimate(config, device, bf16), available_bytes(device)
-    smallest = wanted or max_len
+    if device.type == "cpu":
+        free //= ranks.local_size
+    smallest = sampling.micro_tokens or max_len
     if memory.total(smallest) > free:
         raise InputError(
             f"the model needs about {memory.total(smallest) / 2**30:.1f} GiB for micro-batches of {smallest} tokens, "
             f"{free / 2**30:.1f} GiB are free: take a smaller --size, sampling.max_len or sampling.micro_tokens"
         )
-    if wanted is not None:
-        return max(wanted, max_len)
+    if sampling.micro_tokens is not None:
+        return max(sampling.micro_tokens, max_len)
     fitting = int((free / 2 - memory.states - memory.logits) // memory.per_token)
-    share = int(1.1 * batch_tokens / ranks)
+    share = int(1.1 * sampling.batch_tokens / ranks.world_size)
     return max(max_len, min(fitting, FAST_TOKENS[device.type], share))

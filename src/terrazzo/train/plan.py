@@ -16,6 +16,7 @@ import torch
 from terrazzo.data import Corpus, Loader, Stream, pieces_for_tokens, word_start_table
 from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig, MaskedLM, parameter_count, training_flops
+from terrazzo.train.distributed import Ranks
 from terrazzo.train.hardware import compute_dtype, measured_peak
 from terrazzo.train.memory import available_bytes, choose_micro_tokens, estimate
 from terrazzo.train.run import RunConfig
@@ -100,7 +101,7 @@ def _plan_stage(
     pieces = pieces_for_tokens(corpus.train, corpus.special, sampling.max_len, sampling.batch_tokens)
     stream = Stream(corpus.train, corpus.special, max_len=sampling.max_len, pieces_per_step=pieces, seed=config.seed)
     micro = (
-        choose_micro_tokens(model, device, bf16, sampling.micro_tokens, sampling.max_len, sampling.batch_tokens, 1)
+        choose_micro_tokens(model, sampling, Ranks(0, 1, device), bf16)
         if here
         else max(sampling.max_len, sampling.micro_tokens or sampling.batch_tokens)
     )

@@ -9,13 +9,33 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from terrazzo.checkpoint import load_model
+from terrazzo.checkpoint import load_config, load_model
 from terrazzo.data import Corpus
 from terrazzo.errors import InputError
-from terrazzo.nn import MaskedLM
+from terrazzo.nn import EncoderConfig, MaskedLM
 from terrazzo.train.stage import FromFolder, Init, Previous
 
 Transform = Callable[[dict[str, Any], Any], tuple[dict[str, Any], Any]]
+
+
+def check_source(
+    source: Init | FromFolder | Previous, corpus: Corpus, previous: EncoderConfig | None
+) -> tuple[EncoderConfig, bool]:
+    """The architecture that a source begins from, and whether it stays so: no transform changes it.
+
+    Raises:
+        InputError: whatever can be refused about the source without its weights.
+    """
+    if isinstance(source, Init):
+        return source.encoder_config(corpus.vocab_size), True
+    if source.transform is not None:
+        find_transform(source.transform)
+    if isinstance(source, FromFolder):
+        config = load_config(source.path)
+        check_tokenizer(Path(source.path), corpus)
+        return config, source.transform is None
+    assert previous is not None
+    return previous, source.transform is None
 
 
 def build_model(
@@ -45,15 +65,24 @@ def transformed(model: MaskedLM, name: str | None) -> MaskedLM:
     """
     if name is None:
         return model
+    state, config = find_transform(name)(model.state_dict(), model.config)
+    result = MaskedLM(config, model.encoder.backend)
+    result.load_state_dict(state)
+    return result
+
+
+def find_transform(name: str) -> Transform:
+    """The function called `module:function`.
+
+    Raises:
+        InputError: there is none.
+    """
     module_name, _, function_name = name.partition(":")
     try:
         transform: Transform = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"transform {name!r}: write it as module:function ({error})") from None
-    state, config = transform(model.state_dict(), model.config)
-    result = MaskedLM(config, model.encoder.backend)
-    result.load_state_dict(state)
-    return result
+    return transform
 
 
 def check_tokenizer(folder: Path, corpus: Corpus) -> None:

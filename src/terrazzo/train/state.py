@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,22 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.fsdp import FSDPModule
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from terrazzo.checkpoint import atomic_folder, write_model
+from terrazzo.checkpoint import atomic_folder, empty_model, write_model
 from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig, MaskedLM
 from terrazzo.provenance import write_json_atomic
 from terrazzo.train.distributed import StepModule
-
-_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass
@@ -35,6 +29,8 @@ class Counters:
 
     Args:
         stage: index of the current stage; step, stage_tokens, stage_seconds count within it.
+        progress, evaluated: share of the stage's budget spent, 1 at its end, and spent at the last evaluation.
+        micro_tokens: what the stage was begun with; other micro-batches would round other sums.
         total_steps, tokens, seconds: over all stages and resumptions.
         smoothed_loss, lowest_loss: of the training loss, to notice divergence.
     """
@@ -43,6 +39,9 @@ class Counters:
     step: int = 0
     stage_tokens: int = 0
     stage_seconds: float = 0.0
+    progress: float = 0.0
+    evaluated: float = 0.0
+    micro_tokens: int | None = None
     total_steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -53,7 +52,8 @@ class Counters:
         """Begin the stage after this one."""
         self.stage += 1
         self.step, self.stage_tokens, self.stage_seconds = 0, 0, 0.0
-        self.smoothed_loss = self.lowest_loss = None
+        self.progress = self.evaluated = 0.0
+        self.micro_tokens = self.smoothed_loss = self.lowest_loss = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,17 @@ class Checkpoint:
     counters: Counters
 
     def optimizer_state(self) -> dict[str, Any]:
-        """The optimizer's state dict, tensors on CPU."""
-        state: dict[str, Any] = torch.load(self.path / "optimizer.pt", map_location="cpu", weights_only=True)
+        """The optimizer's state dict, tensors on CPU.
+
+        Raises:
+            InputError: the file is missing or damaged.
+        """
+        file = self.path / "optimizer.pt"
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            mend = f"delete {self.path} to resume from the checkpoint before"
+            raise InputError(f"{file}: damaged ({str(error).splitlines()[0]}); {mend}") from None
         return state
 
 
@@ -92,23 +101,39 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
         ) from None
 
 
-def gather(module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """State dicts of model and optimizer, whole on every rank that asks; with FSDP2 all ranks must ask."""
-    if isinstance(module, FSDPModule):
-        model_state = get_model_state_dict(module, options=_FULL)
-        return (
-            {key.removeprefix("model."): value for key, value in model_state.items()},
-            get_optimizer_state_dict(module, optimizer, options=_FULL),
-        )
-    return step_module(module).model.state_dict(), optimizer.state_dict()
+def whole_model(module: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict, the same however it is distributed; with FSDP2 all ranks must ask."""
+    return {name: _whole(tensor) for name, tensor in step_module(module).model.state_dict().items()}
 
 
-def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give a fresh optimizer its saved state back."""
-    if isinstance(module, FSDPModule):
-        set_optimizer_state_dict(module, optimizer, state, options=StateDictOptions(full_state_dict=True))
-    else:
-        optimizer.load_state_dict(state)
+def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state dict, the same however the model is distributed; with FSDP2 all ranks must ask."""
+    state = optimizer.state_dict()
+    whole = {index: {name: _whole(value) for name, value in own.items()} for index, own in state["state"].items()}
+    return {**state, "state": whole}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give a fresh optimizer the state that `whole_optimizer` took, each rank its shards."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    shards = {
+        index: {name: _like(value, parameter) for name, value in state["state"][index].items()}
+        for index, parameter in zip(indices, parameters, strict=True)
+        if index in state["state"]
+    }
+    optimizer.load_state_dict({**state, "state": shards})
+
+
+def _whole(value: Any) -> Any:
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+
+
+def _like(value: Any, parameter: Tensor) -> Any:
+    if not (isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape):
+        return value
+    on_device = value.to(parameter.device)
+    return distribute_tensor(on_device, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def step_module(module: nn.Module) -> StepModule:
@@ -132,16 +157,26 @@ def save_checkpoint(
     final = folder / f"step-{counters.total_steps:08d}"
     with atomic_folder(final) as temporary:
         write_model(temporary, assemble(config, states[0]), tokenizer, provenance)
-        torch.save(states[1], temporary / "optimizer.pt")
+        with open(temporary / "optimizer.pt", "wb") as file:
+            torch.save(states[1], file)
         write_json_atomic(temporary / "counters.json", dataclasses.asdict(counters))
     for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+        # A checkpoint that a kill left half deleted must not pass for one.
+        gone = old.with_name(f".{old.name}.{os.getpid()}.tmp")
+        os.rename(old, gone)
+        shutil.rmtree(gone)
     return final
+
+
+def remove_unfinished(run: Path) -> None:
+    """Delete what killed processes left half written, or half deleted, among the checkpoints."""
+    for leftover in checkpoint_folder(run).glob(".step-*.tmp"):
+        shutil.rmtree(leftover)
 
 
 def assemble(config: EncoderConfig, state: Mapping[str, Any]) -> MaskedLM:
     """A model around gathered tensors, without a second copy of them."""
-    with torch.device("meta"):
-        model = MaskedLM(config)
+    model = empty_model(config)
+    assert isinstance(model, MaskedLM)
     model.load_state_dict(state, assign=True)
     return model

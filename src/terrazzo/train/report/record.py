@@ -83,7 +83,7 @@ class RunRecord:
     def parameters(self) -> int | None:
         """Parameters of the newest saved model, None before the first checkpoint."""
         checkpoint = latest_checkpoint(self.path)
-        folders = [self.path / "model", *([checkpoint.path / "model"] if checkpoint else [])]
+        folders = [self.path / "model", *([checkpoint.path] if checkpoint else [])]
         return next((count_parameters(f) for folder in folders if (f := folder / "model.safetensors").is_file()), None)
 
     @cached_property
