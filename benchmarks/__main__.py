@@ -8,8 +8,8 @@ import sys
 
 from terrazzo.config import nearest
 
-CPU: tuple[str, ...] = ("data", "optimizers")
-GPU: tuple[str, ...] = ()
+CPU: tuple[str, ...] = ("data", "training", "optimizers")
+GPU: tuple[str, ...] = ("gpu",)
 
 
 def main(arguments: list[str] | None = None) -> int:

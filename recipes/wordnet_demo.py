@@ -26,7 +26,7 @@ from recipes.wordnet import Gloss, fetch, read_glosses, write_corpus
 from terrazzo.checkpoint import load_model
 from terrazzo.config import read_file
 from terrazzo.data import PrepareConfig, prepare
-from terrazzo.nn import MaskedLM
+from terrazzo.nn import Encoder, MaskedLM
 from terrazzo.provenance import provenance, write_json_atomic
 from terrazzo.show import show_corpus, stage_progress
 from terrazzo.train import RunConfig, default_hooks, resolve, train, write_report
@@ -61,6 +61,16 @@ def few_of(rows: list[tuple[str, int]], per_class: int, seed: int) -> list[tuple
     return [row for members in by_class.values() for row in members[:per_class]]
 
 
+def load_encoder(folder: Path, fresh: bool, seed: int) -> Encoder:
+    """The pretrained encoder, or one of the same shape with fresh weights."""
+    model = load_model(folder)
+    assert isinstance(model, MaskedLM)
+    if not fresh:
+        return model.encoder
+    torch.manual_seed(seed)
+    return Encoder(model.config)
+
+
 def compare(model: Path, glosses: list[Gloss], console: Console) -> dict[str, dict[str, list[float]]]:
     """Accuracy of pretrained, untrained and TF-IDF on noun lexicographer files, with few and with all labels."""
     names = sorted({g.lexname for g in glosses if g.is_noun})
@@ -73,13 +83,9 @@ def compare(model: Path, glosses: list[Gloss], console: Console) -> dict[str, di
             subset = few_of(training, LABELS_PER_CLASS, seed) if name == "few" else training
             scores = {"TF-IDF + linear": tfidf_accuracy(subset, testing)}
             for kind in ("without pretraining", "pretrained"):
-                encoder = load_model(model)
-                assert isinstance(encoder, MaskedLM)
-                if kind == "without pretraining":
-                    torch.manual_seed(seed)
-                    encoder = MaskedLM(encoder.config)
-                passes = 12 if name == "few" else 1
-                classifier = fine_tune(encoder.encoder, model, subset, len(names), passes=passes, seed=seed)
+                encoder = load_encoder(model, fresh=kind == "without pretraining", seed=seed)
+                passes, batch = (12, 32) if name == "few" else (2, 128)
+                classifier = fine_tune(encoder, model, subset, len(names), passes=passes, batch=batch, seed=seed)
                 scores[kind] = accuracy(classifier, testing)
             for kind, value in scores.items():
                 results.setdefault(name, {}).setdefault(kind, []).append(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -32,8 +31,10 @@ def main() -> None:
 
 
 def _fail(error: Exception, status: int) -> None:
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"terrazzo: {error}", file=sys.stderr)
+    rank = int(os.environ.get("RANK", 0))
+    # Every rank refuses the same input; what ends a run may be known to one alone.
+    if rank == 0 or isinstance(error, RunError):
+        print(f"terrazzo{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
     raise SystemExit(status)
 
 
@@ -47,12 +48,14 @@ def prepare(
     preset: Annotated[str, typer.Option(help="Cleaning: english, german, tweets or raw.")] = "english",
     text_field: Annotated[str, typer.Option(help="The text's field in jsonl, csv and parquet.")] = "text",
     document: Annotated[
-        str, typer.Option(help="What a document is in a text file: line, paragraph or file.")
-    ] = "paragraph",
+        str, typer.Option(help="What a document is in a text file: line, paragraph, file or auto.")
+    ] = "auto",
     heldout: Annotated[float | None, typer.Option(help="Share of documents held out.")] = None,
     near_duplicates: Annotated[
         float | None, typer.Option(help="Drop documents this similar (MinHash), e.g. 0.8.")
     ] = None,
+    lowercase: Annotated[bool | None, typer.Option(help="Fold case; the preset decides if left out.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that clean.")] = 1,
     language: Annotated[str | None, typer.Option(help="Keep documents of this language, e.g. de.")] = None,
 ) -> None:
     """Clean, deduplicate, tokenize: text into a data folder. Run it again to go on after an interruption."""
@@ -70,6 +73,8 @@ def prepare(
         "heldout": heldout,
         "near_duplicates": near_duplicates,
         "language": language,
+        "lowercase": lowercase,
+        "workers": workers,
     }
     from terrazzo.config import from_dict
 
@@ -162,7 +167,8 @@ def encode(
     texts = [_text_of(line, number, text_field) for number, line in enumerate(sys.stdin.buffer, 1) if line.strip()]
     vectors = terrazzo.load(model).encode(texts, pooling=cast(Pooling, pooling), normalize=normalize)
     if output == "npy":
-        np.save(sys.stdout.buffer, vectors)
+        np.lib.format.write_array_header_1_0(sys.stdout.buffer, np.lib.format.header_data_from_array_1_0(vectors))
+        sys.stdout.buffer.write(np.ascontiguousarray(vectors).data)  # np.save wants to seek, which a pipe cannot
         return
     for row in vectors:
         print(json.dumps([float(v) for v in row]))
@@ -196,25 +202,16 @@ def _run_config(
     from terrazzo.config import read_file, to_dict
     from terrazzo.train import Budget, resolve
 
-    values = read_file(config) if config else {}
-    values = {**values, "out": str(out)}
+    values = {**(read_file(config) if config else {}), "out": str(out)}
     if data is not None:
         values["data"] = str(data)
     if "data" not in values:
         raise InputError("--data: name the folder that `terrazzo prepare` made")
-    model = {key: value for key, value in (("size", size), ("family", family)) if value}
-    if model:
-        first = values["stages"][0] if values.get("stages") else values
-        first["model"] = {**first.get("model", {}), **model}
+    options = [f"model.{key}={value}" for key, value in (("family", family), ("size", size)) if value is not None]
     if budget is not None:
-        parsed = {k: v for k, v in to_dict(Budget.parse(budget)).items() if v is not None}
-        _each_stage(values, lambda stage: stage.update(budget=parsed))
-    return resolve(values, assignments or (), str(config or "command line"))
-
-
-def _each_stage(values: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> None:
-    for stage in values.get("stages") or [values]:
-        change(stage)
+        given = {key: value for key, value in to_dict(Budget.parse(budget)).items() if value is not None}
+        options += [f"budget={{ {key} = {value} }}" for key, value in given.items()]
+    return resolve(values, [*options, *(assignments or ())], str(config or "command line"))
 
 
 def _resumed(out: Path, data: Path | None, assignments: list[str] | None) -> Any:
