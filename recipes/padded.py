@@ -41,7 +41,7 @@ class Padded:
         _, _, num_heads, head_width = qkv_T3NH.shape
         qkv = qkv_T3NH.view(*plan.shape[::3], 3, num_heads, head_width).permute(2, 0, 3, 1, 4)
         bias = plan.expand(-1, num_heads, -1, -1)
-        mixed = F.scaled_dot_product_attention(*qkv, attn_mask=bias, dropout_p=dropout)
+        mixed = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=bias, dropout_p=dropout)
         return mixed.transpose(1, 2).reshape(-1, num_heads * head_width)
 
 
