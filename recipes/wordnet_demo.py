@@ -84,7 +84,7 @@ def compare(model: Path, glosses: list[Gloss], console: Console) -> dict[str, di
             scores = {"TF-IDF + linear": tfidf_accuracy(subset, testing)}
             for kind in ("without pretraining", "pretrained"):
                 encoder = load_encoder(model, fresh=kind == "without pretraining", seed=seed)
-                passes, batch = (12, 32) if name == "few" else (2, 128)
+                passes, batch = (12, 32) if name == "few" else (1, 64)
                 classifier = fine_tune(encoder, model, subset, len(names), passes=passes, batch=batch, seed=seed)
                 scores[kind] = accuracy(classifier, testing)
             for kind, value in scores.items():
