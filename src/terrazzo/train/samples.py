@@ -35,10 +35,10 @@ def fill_mask_samples(model: MaskedLM, corpus: Corpus, count: int = 8, max_token
         samples.append(
             {
                 "text": tokenizer.decode(hidden.tolist(), skip_special_tokens=False),
-                "truth": [tokenizer.id_to_token(int(t)) for t in truth],
+                "truth": [tokenizer.decode([int(t)], skip_special_tokens=False) for t in truth],
                 "predictions": [
                     [
-                        {"token": tokenizer.id_to_token(int(i)), "probability": float(p)}
+                        {"token": tokenizer.decode([int(i)], skip_special_tokens=False), "probability": float(p)}
                         for p, i in zip(row_p, row_i, strict=True)
                     ]
                     for row_p, row_i in zip(best.values, best.indices, strict=True)
