@@ -77,7 +77,8 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
     """A copy of `values` with each `dotted.key=value` applied; values are TOML (`3e-4`, `true`, `"text"`) or bare text.
 
     Raises:
-        InputError: an assignment without `=`, or one that goes through a key that holds a plain value.
+        InputError: an assignment without `=`, one that goes through a key that holds a plain value, or one to an item
+            that a list does not have.
     """
     result: dict[str, Any] = json.loads(json.dumps(values))
     for assignment in assignments:
@@ -87,11 +88,17 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
         *parents, last = key.strip().split(".")
         node: Any = result
         for parent in parents:
-            node = node[int(parent)] if isinstance(node, list) else node.setdefault(parent, {})
+            node = node[_item(node, parent, assignment)] if isinstance(node, list) else node.setdefault(parent, {})
             if not isinstance(node, (dict, list)):
                 raise InputError(f"--set {assignment}: {parent!r} holds {node!r}, which has no fields")
-        node[int(last) if isinstance(node, list) else last] = _literal(text.strip())
+        node[_item(node, last, assignment) if isinstance(node, list) else last] = _literal(text.strip())
     return result
+
+
+def _item(items: list[Any], text: str, assignment: str) -> int:
+    if not text.isdecimal() or int(text) >= len(items):
+        raise InputError(f"--set {assignment}: {text!r} is not one of the {len(items)} items, counted from 0")
+    return int(text)
 
 
 def _literal(text: str) -> Any:

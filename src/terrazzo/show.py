@@ -14,6 +14,7 @@ from rich.table import Table
 
 from terrazzo.data import Corpus
 from terrazzo.train import Plan
+from terrazzo.train.units import duration, money, short
 
 Report = Callable[[str, int, int | None, str], None]
 
@@ -78,31 +79,18 @@ def show_plan(plans: Sequence[Plan]) -> None:
     rows: list[tuple[str, Callable[[Plan], str]]] = [
         ("parameters", lambda p: f"{p.parameters / 1e6:.1f} M"),
         ("steps", lambda p: f"{p.steps:,}"),
-        ("tokens", lambda p: _short(p.tokens)),
+        ("tokens", lambda p: short(p.tokens)),
         ("passes over the data", lambda p: f"{p.epochs:.2f}"),
         ("FLOPs", lambda p: f"{p.flops:.2e}"),
         ("seconds a step", lambda p: f"{p.step_seconds:.3g}"),
         ("share of peak", lambda p: f"{p.share_of_peak:.0%} of {p.peak / 1e9:,.0f} GFLOP/s"),
         ("step and peak", lambda p: "measured here" if p.measured else "assumed from the datasheet"),
-        ("duration", lambda p: _duration(p.seconds)),
+        ("duration", lambda p: duration(p.seconds)),
         ("micro-batch", lambda p: f"{p.micro_tokens:,} tokens"),
         ("memory", lambda p: f"{p.memory_bytes / 2**30:.1f} GiB"),
         ("free here", lambda p: f"{p.available_bytes / 2**30:.1f} GiB" if p.measured else "-"),
-        ("cost", lambda p: "set price_per_hour" if p.cost is None else f"{p.cost:.2f}"),
+        ("cost", lambda p: "set price_per_hour" if p.cost is None else money(p.cost)),
     ]
     for label, value in rows:
         table.add_row(label, *(value(plan) for plan in plans))
     Console().print(table)
-
-
-def _short(number: float) -> str:
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.1f} {unit}"
-    return f"{number:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -7,7 +7,11 @@ def test_my_optimizer(tmp_path):
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import random
+import socket
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +119,45 @@ def check_method(folder: Path, steps: int = 40, learns: float = 0.3, **stage: An
     assert losses(folder / "parts") == course, "resuming changes the losses"
     for (name, a), b in zip(model.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), f"resuming changes {name}"
+
+
+def start_ranks(config: RunConfig, ranks: int = 2, resume: bool = False) -> list[BaseProcess]:
+    """Begin a run on `ranks` processes of this machine that talk through gloo, as torchrun would; one runs alone.
+
+    They are forked from a server that has imported everything, which takes milliseconds after the first time.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["terrazzo.testing", "torch._dynamo"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    if ranks > 1:
+        shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    started: list[BaseProcess] = []
+    for rank in range(ranks):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+        process = context.Process(target=_run_rank, args=(config, resume, {**shared, **own}), daemon=True)
+        process.start()
+        started.append(process)
+    return started
+
+
+def train_on_ranks(config: RunConfig, ranks: int = 2, resume: bool = False) -> None:
+    """Train on several processes and wait for them.
+
+    Raises:
+        AssertionError: one of them failed; its traceback is on standard error.
+    """
+    started = start_ranks(config, ranks, resume)
+    for process in started:
+        process.join()
+    statuses = [process.exitcode for process in started]
+    assert not any(statuses), f"exit statuses of the ranks: {statuses}"
+
+
+def _run_rank(config: RunConfig, resume: bool, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    train(config, resume=resume, hooks=log_metrics)
 
 
 def _trained(config: RunConfig, resume: bool = False) -> Path:

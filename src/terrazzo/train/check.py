@@ -35,7 +35,7 @@ def check_stages(config: RunConfig, corpus: Corpus, ranks: Ranks, bf16: bool) ->
 
 
 def check_fit(encoder: EncoderConfig, sampling: Sampling, ranks: Ranks, bf16: bool) -> int:
-    """The micro-batch in tokens for which a model fits in this rank's memory.
+    """The micro-batch in tokens for which a model fits in every rank's memory.
 
     Raises:
         InputError: it does not fit, or has too few positions for the stage's documents.

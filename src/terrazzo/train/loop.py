@@ -167,8 +167,7 @@ class StageRun:
         sampling = self.stage.sampling
         if sampling.micro_tokens is None:
             sampling = dataclasses.replace(sampling, micro_tokens=self.counters.micro_tokens)
-        ranks, bf16 = self.session.ranks, self.session.dtype == torch.bfloat16
-        return ranks.smallest(check_fit(self.config, sampling, ranks, bf16))
+        return check_fit(self.config, sampling, self.session.ranks, self.session.dtype == torch.bfloat16)
 
     def run(self) -> MaskedLM | None:
         """Train to the end of the budget; None if a signal ended it before."""

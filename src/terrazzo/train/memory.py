@@ -66,9 +66,8 @@ def choose_micro_tokens(config: EncoderConfig, sampling: Sampling, ranks: Ranks,
         InputError: the model, or the wanted micro-batch, does not fit in memory.
     """
     device, max_len = ranks.device, sampling.max_len
-    memory, free = estimate(config, device, bf16), available_bytes(device)
-    if device.type == "cpu":
-        free //= ranks.local_size
+    memory = estimate(config, device, bf16)
+    free = ranks.smallest(available_bytes(device) // (ranks.local_size if device.type == "cpu" else 1))
     smallest = sampling.micro_tokens or max_len
     if memory.total(smallest) > free:
         raise InputError(

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Any, Literal
 
-from terrazzo.config import config, from_dict, override
+from terrazzo.config import config, from_dict, nearest, override
 from terrazzo.errors import InputError
 from terrazzo.train.stage import Stage
 
 _STAGE_FIELDS = {f.name for f in dataclasses.fields(Stage)}
+_FIRST_STAGE_FIELDS = {"model", "name"}
+#: The kind that a table without `kind` means.
+_DEFAULT_KINDS = {"model": "init", "objective": "mlm", "optimizer": "muon"}
 
 
 @config
@@ -55,44 +58,49 @@ class RunConfig:
             raise InputError("stages: a run needs at least one")
         if self.stages[0].model.kind == "previous":
             raise InputError("stages.0.model: the first stage has no previous one; use kind 'init' or 'folder'")
-        for name in ("checkpoint_every", "keep", "eval_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        names = [stage.name for stage in self.stages]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise InputError(f"stages.{index}.name: {name!r} is the name of an earlier stage")
+        for name in ("checkpoint_every", "keep", "eval_every", "eval_tokens", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
 
 
 def resolve(values: Mapping[str, Any], assignments: Iterable[str] = (), source: str = "config") -> RunConfig:
     """A `RunConfig` from plain values and `key=value` assignments.
 
-    A field of `Stage` at the top level goes to every stage, so that a run of one stage is written without `stages`.
+    A field of `Stage` at the top level goes to every stage, `model` and `name` to the first alone, so that a run of one
+    stage is written without `stages`, and the stages of a longer one share what they have in common.
 
     Raises:
         InputError: an unknown key (the nearest one is named), a wrong type, a value that cannot be.
     """
-    spread = _spread_over_stages(override(_spread_over_stages(dict(values)), _aim_at_stages(values, assignments)))
-    return from_dict(RunConfig, spread, source)
+    given = _spread_over_stages(values, source)
+    chosen = override(given, _aim_at_stages(given, assignments))
+    return from_dict(RunConfig, _spread_over_stages(chosen, source), source)
 
 
-def _spread_over_stages(values: dict[str, Any]) -> dict[str, Any]:
-    shared = {key: values[key] for key in values if key in _STAGE_FIELDS}
+def _spread_over_stages(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    known = {f.name for f in dataclasses.fields(RunConfig)} | _STAGE_FIELDS
+    for key in values:
+        if key not in known:
+            raise InputError(f"{source}: unknown key {key!r}: {nearest(key, known)}")
     stages = values.get("stages", [{}])
-    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
-        raise InputError("stages: a list of tables, in TOML [[stages]]")
-    rest = {key: value for key, value in values.items() if key not in shared}
-    merged = [_default_source({**shared, **stage}, index) for index, stage in enumerate(stages)]
-    return {**rest, "stages": [_tag(stage) for stage in merged]}
+    if not isinstance(stages, (list, tuple)) or not all(isinstance(stage, dict) for stage in stages):
+        raise InputError(f"{source}: stages: a list of tables, in TOML [[stages]]")
+    rest = {key: value for key, value in values.items() if key not in _STAGE_FIELDS}
+    first = {key: value for key, value in values.items() if key in _STAGE_FIELDS}
+    later = {key: value for key, value in first.items() if key not in _FIRST_STAGE_FIELDS}
+    return {
+        **rest,
+        "stages": [_stage({**(later if index else first), **own}, index) for index, own in enumerate(stages)],
+    }
 
 
-def _default_source(stage: dict[str, Any], index: int) -> dict[str, Any]:
-    return (
-        {"model": {"kind": "init" if index == 0 else "previous"}, "name": f"stage-{index}", **stage} if index else stage
-    )
-
-
-#: The kind that a table without `kind` means.
-_DEFAULT_KINDS = {"model": "init", "objective": "mlm", "optimizer": "muon"}
-
-
-def _tag(stage: dict[str, Any]) -> dict[str, Any]:
+def _stage(given: dict[str, Any], index: int) -> dict[str, Any]:
+    stage = {"model": {"kind": "previous"}, "name": f"stage-{index}", **given} if index else given
     tagged = {
         key: {"kind": _DEFAULT_KINDS[key], **value} if key in _DEFAULT_KINDS and isinstance(value, dict) else value
         for key, value in stage.items()
@@ -100,17 +108,28 @@ def _tag(stage: dict[str, Any]) -> dict[str, Any]:
     if isinstance(schedules := tagged.get("schedules"), dict):
         tagged["schedules"] = {
             name: {"kind": "ramp" if "end" in value else "linear", **value} if isinstance(value, dict) else value
-            for name, value in schedules.items()
+            for name, value in _dotted(schedules).items()
         }
     return tagged
 
 
+def _dotted(schedules: dict[str, Any]) -> dict[str, Any]:
+    """`{"objective": {"rate": ...}}`, as dotted keys parse, with the name "objective.rate" that a schedule has."""
+    flat: dict[str, Any] = {}
+    for name, value in schedules.items():
+        nested = name in ("objective", "optimizer") and isinstance(value, dict)
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if nested else {name: value}
+    return flat
+
+
 def _aim_at_stages(values: Mapping[str, Any], assignments: Iterable[str]) -> list[str]:
-    count = len(values.get("stages", [{}]))
     aimed = []
     for assignment in assignments:
-        if assignment.split("=")[0].split(".")[0].strip() in _STAGE_FIELDS:
-            aimed += [f"stages.{index}.{assignment}" for index in range(count)]
+        head = assignment.partition("=")[0].split(".")[0].strip()
+        if head in _FIRST_STAGE_FIELDS:
+            aimed.append(f"stages.0.{assignment}")
+        elif head in _STAGE_FIELDS:
+            aimed += [f"stages.{index}.{assignment}" for index in range(len(values["stages"]))]
         else:
             aimed.append(assignment)
     return aimed

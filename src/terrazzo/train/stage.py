@@ -121,6 +121,12 @@ class Sampling:
     micro_tokens: int | None = None
     workers: int = 1
 
+    def __post_init__(self) -> None:
+        for name, least in (("max_len", 3), ("batch_tokens", 1), ("micro_tokens", 1), ("workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}")
+
 
 @config
 class Stage:
