@@ -30,4 +30,5 @@ def tokens_per_word(sources: Sequence[Path], out: Path, preset: str, tokenizer: 
 
 def write_jsonl(file: Path, texts: Iterable[str]) -> None:
     """One object a line with a field text."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")

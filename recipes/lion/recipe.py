@@ -58,7 +58,7 @@ class Settings:
     device: str = "cpu"
 
 
-_GRIDS = {
+_GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     "small": {"adamw": (2e-3, 5e-3, 1.25e-2), "lion": (2e-4, 5e-4, 1.25e-3)},
     "large": {"adamw": (4e-3, 1e-2, 2.5e-2), "lion": (4e-4, 1e-3, 2.5e-3)},
 }
