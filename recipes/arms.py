@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import decoders
 
 from terrazzo.checkpoint import load_model
 from terrazzo.data import Corpus, evaluation_batches, word_start_table
@@ -30,7 +29,6 @@ from terrazzo.train.metrics import MetricsLog, read_metrics
 
 Log = Callable[[str], None]
 _MICRO_TOKENS = 4096
-_BYTES = decoders.ByteLevel()
 _CURVE_POINTS = 40
 
 
@@ -115,17 +113,13 @@ def texts_of(corpus: Corpus) -> list[str]:
 
 
 def samples(config: RunConfig, count: int = 6) -> list[str]:
-    """Fill-mask predictions of a finished run, a line each: the text, then every hidden token and the best guesses.
-
-    The tokenizer is a byte-level BPE.
-    """
+    """Fill-mask predictions of a finished run, a line each: the text, then every hidden token and the best guesses."""
     rows = json.loads((Path(config.out) / "samples.json").read_text(encoding="utf-8"))[:count]
     return [f"{row['text']} || " + "; ".join(map(_guessed, row["truth"], row["predictions"])) for row in rows]
 
 
 def _guessed(truth: str, predictions: Sequence[Mapping[str, Any]]) -> str:
-    pieces = [_BYTES.decode([token]).strip() for token in (truth, *(p["token"] for p in predictions[:3]))]
-    return f"{pieces[0]}: {', '.join(pieces[1:])}"
+    return f"{truth.strip()}: {', '.join(guess['token'].strip() for guess in predictions[:3])}"
 
 
 def spread(*arms: Sequence[float]) -> float:
