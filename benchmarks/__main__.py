@@ -8,7 +8,7 @@ import sys
 
 from terrazzo.config import nearest
 
-CPU: tuple[str, ...] = ("data", "training", "optimizers")
+CPU: tuple[str, ...] = ("attention", "data", "training", "optimizers")
 GPU: tuple[str, ...] = ("gpu",)
 
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from terrazzo.nn.backends import BACKENDS
 from terrazzo.nn.backends.flex import key_blocks
-from terrazzo.nn.backends.grouped import group_by_length
+from terrazzo.nn.backends.grouped import SLACK, group_by_length
 from terrazzo.nn.positions import alibi_slopes, rotate, rotations
 from terrazzo.packed import Packed
 
@@ -81,7 +81,7 @@ def test_dropout_path_of_grouped_keeps_the_mean() -> None:
 
 def test_groups_hold_every_document_once_and_waste_little() -> None:
     lengths = np.random.default_rng(0).integers(8, 129, 500)
-    groups = group_by_length(lengths)
+    groups = group_by_length(lengths, SLACK)
     assert sorted(np.concatenate(groups).tolist()) == list(range(500))
     padded = sum(len(g) * lengths[g].max() for g in groups)
     assert padded / lengths.sum() < 1.08

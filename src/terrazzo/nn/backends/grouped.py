@@ -64,7 +64,7 @@ class Grouped:
         starts = np.cumsum(lengths) - lengths
         row_T = np.empty(batch.num_tokens, dtype=np.int64)
         tokens, groups, offset = [], [], 0
-        for members in group_by_length(lengths):
+        for members in group_by_length(lengths, SLACK):
             size, members_B = int(lengths[members].max()), lengths[members]
             real_BS = np.arange(size) < members_B[:, None]
             token_BS = np.where(real_BS, starts[members][:, None] + np.arange(size), starts[members][:, None])
@@ -82,7 +82,7 @@ class Grouped:
         return output
 
 
-def group_by_length(lengths: np.ndarray, slack: float = SLACK) -> list[np.ndarray]:
+def group_by_length(lengths: np.ndarray, slack: float) -> list[np.ndarray]:
     """Indices of documents in groups of similar length, shortest first."""
     order = np.argsort(lengths, kind="stable")
     groups, first = [], 0
