@@ -59,7 +59,7 @@ class Settings:
     rounds: int
     processes: int
     megabytes: float = 12.0
-    vocab_size: int = 4096
+    vocab_size: int = 2048
 
 
 TIERS = {
@@ -75,7 +75,7 @@ TIERS = {
         rounds=2,
         processes=0,
     ),
-    "small": Settings(recipe=Recipe(), seconds=100.0, seeds=(0, 1), rounds=9, processes=2),
+    "small": Settings(recipe=Recipe(), seconds=100.0, seeds=(0, 1), rounds=25, processes=2),
 }
 
 

@@ -37,8 +37,8 @@ class Recipe:
     """
 
     shape: Shape = Shape()
-    batch_tokens: int = 1024
-    optimizer: AdamWConfig = AdamWConfig(lr=2e-3)
+    batch_tokens: int = 512
+    optimizer: AdamWConfig = AdamWConfig(lr=1e-3)
     schedule: Schedule = Schedule()
     clip_norm: float = 1.0
     evaluations: int = 8

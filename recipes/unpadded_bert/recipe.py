@@ -41,13 +41,13 @@ class Settings:
     """
 
     max_len: int = 512
-    width: int = 256
+    width: int = 128
     depth: int = 4
     num_heads: int = 4
-    mlp_width: int = 688
+    mlp_width: int = 344
     steps: int = 50
     pieces: int = 32
-    rounds: int = 8
+    rounds: int = 5
     seeds: tuple[int, ...] = (0, 1, 2)
     megabytes: float = 12.0
     vocab_size: int = 4096
