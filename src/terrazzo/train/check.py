@@ -29,9 +29,9 @@ def check_stages(config: RunConfig, corpus: Corpus, ranks: Ranks, bf16: bool) ->
     for stage in config.stages:
         encoder, final = check_source(stage.model, corpus, encoder)
         stage_stream(corpus, stage.sampling, config.seed)
-        _check_schedules(stage, corpus, encoder)
         if final:
             check_fit(encoder, stage.sampling, ranks, bf16)
+        _check_schedules(stage, corpus, encoder)
 
 
 def check_fit(encoder: EncoderConfig, sampling: Sampling, ranks: Ranks, bf16: bool) -> int:
