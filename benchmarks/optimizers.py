@@ -51,6 +51,7 @@ class Tier:
     """
 
     size: str
+    depth: int
     parts: int
     vocab_size: int
     max_len: int
@@ -66,6 +67,7 @@ class Tier:
 TIERS = {
     "smoke": Tier(
         size="tiny",
+        depth=1,
         parts=1,
         vocab_size=1024,
         max_len=64,
@@ -79,18 +81,19 @@ TIERS = {
     ),
     "small": Tier(
         size="tiny",
+        depth=4,
         parts=1,
-        vocab_size=4096,
+        vocab_size=1024,
         max_len=64,
-        batch_tokens=2048,
-        steps=600,
+        batch_tokens=1024,
+        steps=1500,
         eval_tokens=65_536,
         seeds=(0, 1, 2),
         lrs={
-            "adamw": (2e-3, 4e-3, 8e-3),
+            "adamw": (1e-3, 2e-3, 4e-3),
             "muon": (2e-3, 4e-3, 8e-3),
         },
-        budgets=(1.0, 1 / 1.6, 1 / 2),
+        budgets=(1.0, 1 / 1.6),
     ),
 }
 
@@ -136,7 +139,7 @@ class Race:
         tier = self.tier
         aux = {} if entry.aux_lr is None else {"aux": OPTIMIZERS["adamw"](lr=entry.aux_lr)}
         stage = Stage(
-            model=Init(size=tier.size, fields={"dropout": 0.0}),
+            model=Init(size=tier.size, fields={"dropout": 0.0, "depth": tier.depth}),
             sampling=Sampling(max_len=tier.max_len, batch_tokens=tier.batch_tokens),
             optimizer=OPTIMIZERS[entry.kind](lr=entry.lr, **aux),
             budget=Budget(steps=entry.steps),
@@ -196,11 +199,17 @@ def measure(race: Race) -> tuple[Row, dict[str, Any]]:
     tier = race.tier
     adamw_lr, adamw_loss = race.tuned("adamw")
     best = {"adamw": (adamw_lr, adamw_loss)}
+    aux_lrs: dict[str, float] = {}
     for kind in tier.lrs:
         if kind != "adamw":
             best[kind] = race.tuned(kind, adamw_lr if kind == "muon" else None)
+    if "muon" in best:
+        lr, aux_grid = best["muon"][0], [adamw_lr, adamw_lr * LR_FACTOR]
+        losses_of_aux = race.losses([Entry("muon", lr, aux, tier.seeds[0], tier.steps) for aux in aux_grid])
+        aux_lrs["muon"] = aux_grid[int(np.argmin(losses_of_aux))]
+        best["muon"] = (lr, min(losses_of_aux))
     winner = min((kind for kind in best if kind != "adamw"), key=lambda kind: best[kind][1])
-    aux_lr = adamw_lr if winner == "muon" else None
+    aux_lr = aux_lrs.get(winner)
     marks = race.losses([Entry("adamw", adamw_lr, None, seed, tier.steps) for seed in tier.seeds])
     steps = [round(tier.steps * budget) for budget in tier.budgets]
     losses = np.array([race.losses([Entry(winner, best[winner][0], aux_lr, s, n) for n in steps]) for s in tier.seeds])
@@ -220,6 +229,7 @@ def measure(race: Race) -> tuple[Row, dict[str, Any]]:
     return row, {
         "winner": winner,
         "tuned": {kind: {"lr": lr, "heldout_loss": loss} for kind, (lr, loss) in best.items()},
+        "aux_lr": aux_lrs,
         "adamw_heldout_loss": marks,
         "challenger_heldout_loss": {f"{b:.3f}": list(losses[:, i]) for i, b in enumerate(tier.budgets)},
         "tier": vars(tier),

@@ -63,7 +63,10 @@ def test_addresses_are_taken_out_and_years_stay():
 
 def test_tweets_get_tags_for_users_and_addresses():
     steps = PRESETS["tweets"].filters
-    assert clean("@ana_1 mira &amp; ríe:   https://t.co/x1 ya, a@b", steps) == ("<usr> mira & ríe: <url> ya, a@b", "")
+    assert clean("@ana_1 mira &amp; ríe:   https://t.co/x1 ya, a@b @@pepe", steps) == (
+        "<usr> mira & ríe: <url> ya, a@b <usr>",
+        "",
+    )
     assert clean("_usr y _url, x_usr", steps) == ("<usr> y <url>, x_usr", "")
     assert clean("RT @ana: https://t.co/x", steps)[1] == ""
     assert clean("@ana @eva https://t.co/x", steps) == ("", tweets.more_than_tags.reason)

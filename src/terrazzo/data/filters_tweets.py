@@ -34,4 +34,4 @@ def more_than_tags(text: str) -> str | None:
 
 
 _URL = re.compile(r"https?://\S+|www\.\S+|(?<!\w)_url(?!\w)")
-_USER = re.compile(r"(?<![\w@])@\w{1,30}|(?<!\w)_usr(?!\w)")
+_USER = re.compile(r"(?<![\w@])@+\w{1,30}|(?<!\w)_usr(?!\w)")
