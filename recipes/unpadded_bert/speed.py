@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -44,14 +45,14 @@ def four_groups(lengths: np.ndarray) -> list[np.ndarray]:
 GROUPINGS: dict[str, Grouping] = {
     "one_group": one_group,
     "four_groups": four_groups,
-    "fine_groups": grouped.group_by_length,
+    "fine_groups": partial(grouped.group_by_length, slack=grouped.SLACK),
 }
 
 
 @contextmanager
 def grouping(function: Grouping) -> Iterator[None]:
     """Let the grouped attention cut its groups by `function`."""
-    with patch.object(grouped, "group_by_length", function):
+    with patch.object(grouped, "group_by_length", lambda lengths, *_: function(lengths)):
         yield
 
 
