@@ -21,7 +21,7 @@ def training_line(step: int, **changes) -> dict:
         "seconds": 2.0 * step,
         "tokens_per_second": 41_234.0,
         "peak_fraction": 0.384,
-        "padding": 0.006,
+        "padding_saved": 0.44,
         "progress": step / 100,
     } | changes
 
@@ -47,7 +47,7 @@ def test_a_log_gets_a_line_every_so_many_seconds_and_the_last_state():
         "loss 3.250",
         "41.2k tok/s",
         "38 % of peak",
-        "padding 0.6 %",
+        "44 % padding saved",
         "2 m 30 s left",
     ):
         assert figure in lines[-1]

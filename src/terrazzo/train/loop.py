@@ -237,7 +237,7 @@ class StageRun:
             "tokens_per_second": batches.num_tokens / seconds,
             "flops": flops,
             "peak_fraction": flops / (seconds * session.peak * session.ranks.world_size),
-            "padding": 0.0,
+            "padding_saved": _padding_saved(batches.batches),
             "micro_batches": int(num_micro),
         }
 
@@ -370,6 +370,12 @@ class StageRun:
             f"{self.micro_tokens} tokens, {ranks.world_size} process(es), "
             f"{str(self.session.dtype).removeprefix('torch.')}"
         )
+
+
+def _padding_saved(batches: list[Packed]) -> float:
+    """Share of token places that this rank's micro-batches would spend on padding, were each padded to its longest."""
+    places = sum(batch.num_documents * batch.max_len for batch in batches)
+    return 1 - sum(batch.num_tokens for batch in batches) / places
 
 
 def _num_masked(batch: Packed) -> int:

@@ -147,7 +147,7 @@ class ProgressLine:
             (2, f"held-out {self._heldout:.3f}" if math.isfinite(self._heldout) else ""),
             (3, f"{short(self._rate.value)} tok/s"),
             (4, f"{percent(self._peak.value, 0)} of peak" if math.isfinite(self._peak.value) else ""),
-            (5, f"padding {percent(_number(line.get('padding')))}" if "padding" in line else ""),
+            (5, f"{percent(line['padding_saved'], 0)} padding saved" if "padding_saved" in line else ""),
             (1, f"{duration(left)} left" if math.isfinite(left) else ""),
         ]
         pieces = [piece for piece in pieces if piece[1]]

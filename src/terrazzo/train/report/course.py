@@ -23,7 +23,7 @@ AXES = (
 
 #: Numbers of a training line that have a chart of their own or none; a method's further numbers each get one.
 _COMMON = {"step", "stage", "progress", "tokens", "step_tokens", "masked", "seconds", "step_seconds", "micro_batches"}
-_COMMON |= {"flops", "loss", "accuracy", "lr", "grad_norm", "tokens_per_second", "peak_fraction", "padding"}
+_COMMON |= {"flops", "loss", "accuracy", "lr", "grad_norm", "tokens_per_second", "peak_fraction", "padding_saved"}
 _FEW_ROWS = 12
 
 
@@ -57,14 +57,14 @@ def _course_over(run: RunRecord, axis: XAxis) -> Html:
     loss = draw(Figure("Loss", "nats per masked token", _three, log=True, tall=True), "loss", "heldout_loss")
     accuracy = Figure("Accuracy", "% of masked tokens guessed right", _one, from_zero=True)
     share = Figure("Share of peak", "% of the measured matrix-product peak", _one, from_zero=True)
-    padding = Figure("Padding", "% of token places", _one, from_zero=True)
+    padding = Figure("Padding saved", "% of the places of padded micro-batches", _one, from_zero=True)
     small = [
         draw(accuracy, "accuracy", "heldout_accuracy", 100.0),
         draw(Figure("Learning rate", "", _compact, from_zero=True), "lr", noisy=False),
         draw(Figure("Throughput", "tokens a second", short, from_zero=True), "tokens_per_second"),
         draw(share, "peak_fraction", scale=100.0),
         draw(Figure("Gradient norm", "before clipping", from_zero=True), "grad_norm"),
-        draw(padding, "padding", scale=100.0) if (run.column("padding") > 0).any() else Html(""),
+        draw(padding, "padding_saved", scale=100.0) if (run.column("padding_saved") > 0).any() else Html(""),
         *(draw(Figure(name, ""), name, noisy=False) for name in _further_numbers(run)),
     ]
     return join(loss, charts.columns(*small))
