@@ -26,7 +26,10 @@ def compute_dtype(precision: Literal["auto", "fp32", "bf16"], device: torch.devi
 
 @cache
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product on this process's threads, random data: the best of 25, for a peak is what no neighbour disturbed."""
+    """FLOP/s of a large matrix product on this process's threads, random data.
+
+    The best of 25, for a peak is what no neighbour disturbed.
+    """
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)

@@ -115,10 +115,13 @@ def _stage(given: dict[str, Any], index: int) -> dict[str, Any]:
 
 def _dotted(schedules: dict[str, Any]) -> dict[str, Any]:
     """`{"objective": {"rate": ...}}`, as dotted keys parse, with the name "objective.rate" that a schedule has."""
-    flat: dict[str, Any] = {}
-    for name, value in schedules.items():
-        nested = name in ("objective", "optimizer") and isinstance(value, dict)
-        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if nested else {name: value}
+    rooms = [name for name in ("objective", "optimizer") if isinstance(schedules.get(name), dict)]
+    flat = {name: value for name, value in schedules.items() if name not in rooms}
+    for room in rooms:
+        for key, value in schedules[room].items():
+            before = flat.get(f"{room}.{key}")
+            both = isinstance(before, dict) and isinstance(value, dict)
+            flat[f"{room}.{key}"] = {**before, **value} if both else value
     return flat
 
 

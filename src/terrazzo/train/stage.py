@@ -41,16 +41,13 @@ class Budget:
         Raises:
             InputError: anything else.
         """
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(k|M|G|B|T)?\s*(steps?|tok(?:ens)?|s|m|min|h|d)", text.strip())
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:(k|M|G|B|T)?\s*(steps?|tok(?:ens)?)|(s|m|min|h|d))", text.strip())
         if match is None:
             raise InputError(f"budget {text!r}: write it as 10m, 2h, 20Mtok or 3000steps")
         number = float(match[1]) * {None: 1, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}[match[2]]
-        unit = match[3]
-        if unit.startswith("step"):
-            return cls(steps=round(number))
-        if unit.startswith("tok"):
-            return cls(tokens=round(number))
-        return cls(seconds=number * {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}[unit])
+        if match[4]:
+            return cls(seconds=number * {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}[match[4]])
+        return cls(steps=round(number)) if match[3].startswith("step") else cls(tokens=round(number))
 
 
 @config
