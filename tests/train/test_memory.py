@@ -51,7 +51,7 @@ def test_the_estimate_is_within_a_factor_of_two_of_a_step():
     assert receive.poll(60)
     measured = receive.recv()
     process.join()
-    assert 0.5 < estimate(MODEL, CPU, bf16=False).total(tokens) / measured < 2
+    assert 0.5 < estimate(MODEL, CPU, bf16=False).total(tokens) / measured < 2, measured
 
 
 def test_the_estimate_counts_what_it_names():
@@ -86,9 +86,9 @@ def test_micro_batches_fit_half_the_free_memory_a_step_and_the_speed(monkeypatch
         monkeypatch.setattr(memory, "available_bytes", lambda device: free)
         return choose_micro_tokens(MODEL, Sampling(**sampling), ranks, bf16=False)
 
-    tight = chosen(2 * 2**30)
-    assert estimate(MODEL, CPU, bf16=False).total(tight) <= 2**30 < estimate(MODEL, CPU, bf16=False).total(tight + 1)
+    tight, own = chosen(2**30), estimate(MODEL, CPU, bf16=False)
+    assert own.total(tight) <= 2**29 < own.total(tight + 1)
     assert chosen(2**40, batch_tokens=2**20) == memory.FAST_TOKENS["cpu"]
     assert chosen(2**40, batch_tokens=1000) == 1100
     assert chosen(2**40, ranks=Ranks(0, 2, CPU, local_size=2), batch_tokens=1000) == 550
-    assert chosen(4 * 2**30, ranks=Ranks(0, 2, CPU, local_size=2)) == tight, "ranks of one machine share its memory"
+    assert chosen(2 * 2**30, ranks=Ranks(0, 2, CPU, local_size=2)) == tight, "ranks of one machine share its memory"
