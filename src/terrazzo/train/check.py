@@ -55,7 +55,10 @@ def stage_stream(corpus: Corpus, sampling: Sampling, seed: int) -> Stream:
         InputError: the corpus has less than one batch.
     """
     pieces = pieces_for_tokens(corpus.train, corpus.special, sampling.max_len, sampling.batch_tokens)
-    return Stream(corpus.train, corpus.special, max_len=sampling.max_len, pieces_per_step=pieces, seed=seed)
+    try:
+        return Stream(corpus.train, corpus.special, max_len=sampling.max_len, pieces_per_step=pieces, seed=seed)
+    except InputError as error:
+        raise InputError(f"sampling.batch_tokens {sampling.batch_tokens}: {error}") from None
 
 
 def stage_schedules(stage: Stage) -> Mapping[str, ScheduleConfig]:
