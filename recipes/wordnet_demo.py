@@ -113,7 +113,7 @@ def main() -> None:
     """Run the demo from scratch in `--out`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"))
-    parser.add_argument("--seconds", type=float, default=240.0, help="wall-clock budget of pretraining")
+    parser.add_argument("--seconds", type=float, default=210.0, help="wall-clock budget of pretraining")
     arguments = parser.parse_args()
     out, begin = arguments.out, time.monotonic()
     console = Console()

@@ -75,7 +75,7 @@ TIERS = {
         rounds=2,
         processes=0,
     ),
-    "small": Settings(recipe=Recipe(), seconds=100.0, seeds=(0, 1), rounds=25, processes=2),
+    "small": Settings(recipe=Recipe(), seconds=70.0, seeds=(0, 1), rounds=25, processes=2),
 }
 
 
