@@ -225,7 +225,7 @@ def measure(race: Race) -> tuple[Row, dict[str, Any]]:
         value=value,
         low=low,
         high=high,
-        note=f"{winner}; MosaicBERT-{tier.size}, {tier.steps} steps of {tier.batch_tokens} tokens; interval over seeds{bound}",
+        note=f"{winner}; {tier.size}, {tier.steps} steps of {tier.batch_tokens} tokens; interval over seeds{bound}",
     )
     return row, {
         "winner": winner,
