@@ -5,6 +5,7 @@ Shapes: T packed tokens, B documents, D width, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +46,12 @@ def fine_tune(
     seed: int,
     lr: float = 1e-3,
     batch: int = 32,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Classifier:
-    """Train all weights on `rows` with AdamW, warm-up and linear decay; deterministic given the seed."""
+    """Train all weights on `rows` with AdamW, warm-up and linear decay; deterministic given the seed.
+
+    `progress` hears how many steps are done, and of how many.
+    """
     torch.manual_seed(seed)
     classifier = Classifier(encoder.train(), nn.Linear(encoder.config.width, num_classes), _tokenizer(folder))
     parameters = [*encoder.parameters(), *classifier.head.parameters()]
@@ -64,6 +69,7 @@ def fine_tune(
             optimizer.step()
             optimizer.zero_grad()
             step += 1
+            progress(step, total)
     return classifier
 
 

@@ -11,6 +11,7 @@ import argparse
 import random
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from terrazzo.config import read_file
 from terrazzo.data import PrepareConfig, prepare
 from terrazzo.nn import Encoder, MaskedLM
 from terrazzo.provenance import provenance, write_json_atomic
-from terrazzo.show import show_corpus, stage_progress
+from terrazzo.show import Report, show_corpus, stage_progress
 from terrazzo.train import RunConfig, default_hooks, resolve, train, write_report
 
 SEEDS = (0, 1, 2)
@@ -82,16 +83,29 @@ def compare(model: Path, glosses: list[Gloss], console: Console) -> dict[str, di
         for seed in seeds:
             subset = few_of(training, LABELS_PER_CLASS, seed) if name == "few" else training
             scores = {"TF-IDF + linear": tfidf_accuracy(subset, testing)}
-            for kind in ("without pretraining", "pretrained"):
-                encoder = load_encoder(model, fresh=kind == "without pretraining", seed=seed)
-                passes, batch = (12, 32) if name == "few" else (1, 64)
-                classifier = fine_tune(encoder, model, subset, len(names), passes=passes, batch=batch, seed=seed)
-                scores[kind] = accuracy(classifier, testing)
+            passes, batch = (12, 32) if name == "few" else (1, 64)
+            with stage_progress() as progress:
+                for kind in ("without pretraining", "pretrained"):
+                    classifier = fine_tune(
+                        load_encoder(model, fresh=kind == "without pretraining", seed=seed),
+                        model,
+                        subset,
+                        len(names),
+                        passes=passes,
+                        batch=batch,
+                        seed=seed,
+                        progress=partial(_show_progress, progress, f"{kind}, seed {seed}"),
+                    )
+                    scores[kind] = accuracy(classifier, testing)
             for kind, value in scores.items():
                 results.setdefault(name, {}).setdefault(kind, []).append(value)
             shown = ", ".join(f"{kind} {value:.1%}" for kind, value in scores.items())
-            console.print(f"  {len(subset):,} labelled glosses, seed {seed}: {shown}", highlight=False)
+            console.print(f"{len(subset):,} labelled glosses, seed {seed}: {shown}", highlight=False)
     return results
+
+
+def _show_progress(progress: Report, name: str, done: int, total: int) -> None:
+    progress(name, done, total, "steps")
 
 
 def show(results: dict[str, dict[str, list[float]]], num_labels: dict[str, int], console: Console) -> None:
