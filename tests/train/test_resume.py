@@ -214,6 +214,19 @@ def test_a_folder_that_holds_something_else_is_left_as_it_is(corpus, half, tmp_p
     assert contents(letters) == {Path("dear.txt"): b"dear"}
 
 
+def test_two_processes_do_not_work_on_one_run(corpus, half):
+    class Intruder(SignalAt):
+        def on_step(self, line):
+            if line["step"] == self.step:
+                with pytest.raises(InputError, match=f"{half}: another process is at work on this run"):
+                    train(config_of(corpus.path, half), resume=True)
+                self.messages.append("refused")
+
+    hook = Intruder(22, None)
+    train(config_of(corpus.path, half), resume=True, hooks=lambda run: [*log_metrics(run), hook])
+    assert hook.messages[-1] == "refused" and len(losses(half)) == STEPS
+
+
 @pytest.mark.parametrize(
     ("name", "content"), [("optimizer.pt", b"PK"), ("counters.json", b"{"), ("model.safetensors", b"")]
 )

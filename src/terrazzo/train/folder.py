@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from terrazzo.checkpoint import save_model
 from terrazzo.config import to_dict
@@ -51,23 +52,37 @@ def check_run(config: RunConfig, corpus: Corpus, resume: bool) -> tuple[dict[str
     return record, None
 
 
-def begin_run(run: Path, record: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """Write run.json once no rank has anything left to refuse; the provenance that the run's models carry.
+@contextlib.contextmanager
+def begun(run: Path, record: dict[str, Any], ranks: Ranks) -> Iterator[dict[str, Any]]:
+    """The run folder with its run.json, held by this run alone, once no rank has anything left to refuse.
+
+    Yields:
+        The provenance that the run's models carry.
 
     Raises:
-        InputError: the folder cannot be made.
+        InputError: the folder cannot be made, or another process is at work in it.
     """
-    ranks.barrier()
     made = provenance()
-    if ranks.is_main:
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
-            raise InputError(f"{run}: cannot be made ({error.strerror}): choose another --out") from None
-        remove_unfinished(run)
-        write_json_atomic(run / "run.json", {**record, "provenance": made, "world_size": ranks.world_size})
-    ranks.barrier()
-    return {"run": record, **made}
+    with contextlib.ExitStack() as stack:
+        ranks.barrier()
+        if ranks.is_main:
+            try:
+                run.mkdir(parents=True, exist_ok=True)
+            except (PermissionError, FileExistsError, NotADirectoryError) as error:
+                raise InputError(f"{run}: cannot be made ({error.strerror}): choose another --out") from None
+            _lock(stack.enter_context(open(run / ".lock", "a")), run)
+            remove_unfinished(run)
+            write_json_atomic(run / "run.json", {**record, "provenance": made, "world_size": ranks.world_size})
+        ranks.barrier()
+        yield {"run": record, **made}
+
+
+def _lock(file: TextIO, run: Path) -> None:
+    """Hold `file` until it is closed or the process ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{run}: another process is at work on this run: wait for it, or stop it first") from None
 
 
 def read_run(run: Path) -> dict[str, Any]:

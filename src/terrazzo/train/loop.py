@@ -26,7 +26,7 @@ from terrazzo.packed import Packed
 from terrazzo.train.check import check_fit, check_stages, stage_schedules, stage_stream
 from terrazzo.train.distributed import Ranks, StepModule, gradient_sync, joined, wrap
 from terrazzo.train.evaluation import evaluate
-from terrazzo.train.folder import begin_run, check_run, disk_errors, finish_run
+from terrazzo.train.folder import begun, check_run, disk_errors, finish_run
 from terrazzo.train.hardware import compute_dtype, measured_peak
 from terrazzo.train.hooks import Hook
 from terrazzo.train.run import RunConfig
@@ -100,15 +100,14 @@ def train(
         check_stages(config, corpus, ranks, dtype == torch.bfloat16)
         session = Session(config, corpus, ranks, dtype, measured_peak(ranks.device, dtype), checkpoint)
         stage = StageRun(session, None)
-        session.provenance = begin_run(session.run, record, ranks)
-        with contextlib.ExitStack() as stack:
+        with begun(session.run, record, ranks) as session.provenance, contextlib.ExitStack() as stack:
             if hooks is not None and ranks.is_main:
                 session.hooks = hooks(session.run)
                 for hook in session.hooks:
                     stack.callback(hook.close)
             stack.enter_context(signals(session))
             model = _run_stages(session, stage)
-        return finish_run(session, model) if model is not None else None
+            return finish_run(session, model) if model is not None else None
 
 
 def _run_stages(session: Session, stage: StageRun) -> MaskedLM | None:

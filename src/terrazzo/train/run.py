@@ -119,9 +119,8 @@ def _dotted(schedules: dict[str, Any]) -> dict[str, Any]:
     flat = {name: value for name, value in schedules.items() if name not in rooms}
     for room in rooms:
         for key, value in schedules[room].items():
-            before = flat.get(f"{room}.{key}")
-            both = isinstance(before, dict) and isinstance(value, dict)
-            flat[f"{room}.{key}"] = {**before, **value} if both else value
+            name, before = f"{room}.{key}", flat.get(f"{room}.{key}")
+            flat[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
     return flat
 
 
