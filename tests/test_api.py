@@ -161,3 +161,11 @@ def test_folder_without_or_with_a_foreign_tokenizer(tmp_path):
     tokenizer_file(smaller / "tokenizer.json")
     with pytest.raises(InputError, match="ids up to 12, the model's embedding ends at 11"):
         terrazzo.load(smaller)
+
+
+def test_devices_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(InputError, match="device='gpu': take 'cpu', 'cuda'"):
+        terrazzo.load(tmp_path, device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="device='cuda': PyTorch sees no GPU here"):
+            terrazzo.load(tmp_path, device="cuda")

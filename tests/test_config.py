@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -63,3 +64,17 @@ def test_files_that_do_not_parse_are_named(tmp_path) -> None:
         read_file(file)
     with pytest.raises(InputError, match="no such config file"):
         read_file(tmp_path / "none.toml")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(InputError, match="list.json: holds a list, a config is one JSON object"):
+        read_file(tmp_path / "list.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="deep.json: does not parse"):
+        read_file(tmp_path / "deep.json")
+    file.write_bytes(b"\xef\xbb\xbfday = 2020-01-01\n")
+    assert override(read_file(file), ["count=1"]).keys() == {"day", "count"}
+
+
+@pytest.mark.parametrize("number", [math.inf, math.nan])
+def test_numbers_that_are_not_finite_are_refused(number) -> None:
+    with pytest.raises(InputError, match="weight: .*finite number"):
+        from_dict(Basket, {"fruit": {"kind": "pear", "weight": number}})

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from terrazzo.checkpoint import load_model, load_tokenizer
 from terrazzo.config import nearest
-from terrazzo.data import SpecialTokens
+from terrazzo.data import SpecialTokens, encodable
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig, MaskedLM
 from terrazzo.nn.backends import BACKENDS
@@ -53,8 +53,14 @@ def load(
         backend: attention backend by name; None takes the device's default.
 
     Raises:
-        InputError: not a model folder, no tokenizer in it, a tokenizer of another model, or an unknown backend.
+        InputError: not a model folder, no tokenizer in it, a tokenizer of another model, an unknown backend or device.
     """
+    try:
+        chosen = torch.device(device or "cpu")
+    except RuntimeError:
+        raise InputError(f"device={device!r}: take 'cpu', 'cuda' or 'cuda:1'") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device={str(device)!r}: PyTorch sees no GPU here; leave it out for the CPU")
     if backend is not None and backend not in BACKENDS:
         raise InputError(f"backend={backend!r}: {nearest(backend, BACKENDS)}")
     network = load_model(path, device, dtype or torch.float32, backend).eval()
@@ -123,6 +129,8 @@ class Model:
         """
         if not isinstance(self.network, MaskedLM):
             raise InputError("fill_mask: this model has no masked-language-model head, it can only encode")
+        if top_k < 1:
+            raise InputError(f"top_k={top_k}: must be at least 1")
         mask = SpecialTokens.of(self.tokenizer).mask
         (ids,) = self._tokenize(_checked([text]), self.config.max_len)
         masked_M = torch.from_numpy(np.flatnonzero(ids == mask))
@@ -191,4 +199,4 @@ def _checked(texts: Sequence[str]) -> list[str]:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"text {index} is {type(text).__name__} {text!r}: every text must be a string")
-    return texts
+    return [encodable(text) for text in texts]

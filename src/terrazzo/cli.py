@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -28,6 +29,10 @@ def main() -> None:
         _fail(error, 2)
     except RunError as error:
         _fail(error, 3)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(RunError(f"the disk is full ({error}): free some space and start the same command again"), 3)
 
 
 def _fail(error: Exception, status: int) -> None:
@@ -128,6 +133,7 @@ def pretrain(
 
     run = _resumed(out, data, assignments) if resume and not (size or family or budget or config) else None
     run = run or _run_config(data, out, size, family, budget, config, assignments)
+    out = Path(run.out)
     model = train(run, resume=resume, hooks=default_hooks(run))
     if int(os.environ.get("RANK", 0)):
         return
@@ -169,15 +175,16 @@ def encode(
     if output == "npy":
         np.lib.format.write_array_header_1_0(sys.stdout.buffer, np.lib.format.header_data_from_array_1_0(vectors))
         sys.stdout.buffer.write(np.ascontiguousarray(vectors).data)  # np.save wants to seek, which a pipe cannot
-        return
-    for row in vectors:
-        print(json.dumps([float(v) for v in row]))
+    else:
+        for row in vectors:
+            print(json.dumps([float(v) for v in row]))
+    sys.stdout.flush()  # while a full disk can still be told
 
 
 def _text_of(line: bytes, number: int, field: str) -> str:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"standard input, line {number}: not JSON ({error}); write one object with {field!r} a line"
         ) from None

@@ -5,6 +5,7 @@ An unknown key is an error that suggests the nearest known one. Validation is py
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -24,8 +25,8 @@ C = TypeVar("C")
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 def config(cls: type[C]) -> type[C]:
-    """Class decorator: a frozen keyword-only dataclass that pydantic validates with unknown keys forbidden."""
-    cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    """Class decorator: a frozen keyword-only dataclass validated by pydantic: finite numbers, no unknown keys."""
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
@@ -65,12 +66,15 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such config file")
     try:
         if path.suffix == ".toml":
-            return tomllib.loads(path.read_text(encoding="utf-8"))
-        if path.suffix == ".json":
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
+            return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        values = json.loads(path.read_text(encoding="utf-8-sig")) if path.suffix == ".json" else None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: does not parse: {error}") from None
-    raise InputError(f"{path}: a config file ends in .toml or .json")
+    if path.suffix != ".json":
+        raise InputError(f"{path}: a config file ends in .toml or .json")
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds a {type(values).__name__}, a config is one JSON object")
+    return values
 
 
 def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
@@ -80,7 +84,7 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
         InputError: an assignment without `=`, one that goes through a key that holds a plain value, or one to an item
             that a list does not have.
     """
-    result: dict[str, Any] = json.loads(json.dumps(values))
+    result: dict[str, Any] = copy.deepcopy(values)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not key:

@@ -95,6 +95,9 @@ def test_folders_that_are_no_finished_data_folder(folder, tmp_path):
     manifest.write_text('{"format": "other"}')
     with pytest.raises(InputError, match="data.json: not a data folder of format"):
         Corpus.open(folder)
+    manifest.write_text(json.dumps({"format": "terrazzo-data-1", "files": {}}))
+    with pytest.raises(InputError, match="data.json: damaged .no field 'special'.; prepare the folder again"):
+        Corpus.open(folder)
     manifest.write_text("{")
     with pytest.raises(InputError, match="data.json: does not parse"):
         Corpus.open(folder)

@@ -93,6 +93,11 @@ def test_a_failing_read_names_piece_and_document() -> None:
     assert caught.value.__notes__ == [f"while reading piece 3: tokens {50 - 20} to 50 of document 2"]
 
 
+def test_max_len_beyond_int32_is_one_piece_a_document() -> None:
+    pieces = Pieces(split_of(5, 70_000), SPECIAL, 10**11)
+    assert len(pieces) == 2 and pieces.longest == 70_002
+
+
 def test_max_len_without_room_for_text_is_refused() -> None:
     with pytest.raises(InputError, match="max_len 2 .* at least 3"):
         Pieces(split_of(5), SPECIAL, 2)

@@ -142,6 +142,14 @@ def test_too_little_text_is_an_error_that_counts_the_reasons(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_halves_of_surrogate_pairs_are_dropped_and_shown_as_replacements(tmp_path):
+    source = tmp_path / "halves.jsonl"
+    rows = [{"text": document(i)} for i in range(40)] + [{"text": f"half a pair \ud800 {document(50)}"}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dropped = prepare([source], tmp_path / "data").manifest["statistics"]["dropped"]
+    assert [example[:14] for reason in dropped.values() for example in reason["examples"]] == ["half a pair \ufffd "]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -150,6 +158,7 @@ def test_too_little_text_is_an_error_that_counts_the_reasons(tmp_path):
         ({"heldout": 0.9}, "--heldout is a share"),
         ({"near_duplicates": 1.5}, "--near-duplicates is a similarity"),
         ({"tokenizer": "x", "vocab_size": 64}, "exclude each other"),
+        ({"vocab_size": 10**20}, "--vocab-size must be from 1 to 16,777,216"),
         ({"tokenizer_kind": "unigram"}, "tokenizer_kind: Input should be 'wordpiece' or 'bpe'"),
     ],
 )
@@ -165,6 +174,8 @@ def test_a_folder_of_other_files_and_a_second_writer_are_refused(tmp_path):
         prepare([source], tmp_path)
     with pytest.raises(InputError, match="few.txt: is a file; name a folder"):
         prepare([source], source)
+    with pytest.raises(InputError, match="--out .*few.txt/data: cannot be made .Not a directory."):
+        prepare([source], source / "data")
 
     def second(*event):
         with pytest.raises(InputError, match="another `terrazzo prepare` is writing"):

@@ -43,9 +43,17 @@ def test_jsonl_and_csv_rows_with_nulls_blank_lines_and_line_ends_in_fields():
         (read_jsonl, '{"text": "a"}\n{"text": \n', "f, line 2, column 10: not JSON"),
         (read_jsonl, '["a"]\n', 'f, line 1: a JSON list, not an object such as {"text": "..."}'),
         (read_jsonl, '{"body": "a", "id": 1}\n', "f, line 1: no field 'text'; the fields are body, id: choose"),
+        (read_jsonl, '{"text": "a", "id": ' + "9" * 5000 + "}\n", "f, line 1: unreadable JSON"),
+        (read_jsonl, '{"text": "a"}\n' + "[" * 100_000 + "\n", "f, line 2: unreadable JSON"),
         (read_jsonl, '{"text": 3}\n', "f, line 1: field 'text' holds 3, not text"),
         (read_csv, "id,body\n1,x\n", r"f, line 1 \(the header\): no field 'text'; the fields are id, body"),
         (read_csv, 'text,id\n"open,1\n', "f, in the row after line 1: not CSV separated by ','.*unclosed quote"),
+        (
+            read_csv,
+            "text\nfine,\none, two\n",
+            "f, line 3: 2 fields separated by ',' under a header of 1, .* ' two': put",
+        ),
+        (read_csv, "text,id\ra,1\r", "carriage returns without line feeds"),
         (read_parquet, "not parquet at all, but long enough to look", "f: damaged, or not a parquet file"),
     ],
 )

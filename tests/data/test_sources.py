@@ -1,6 +1,7 @@
 import bz2
 import gzip
 import lzma
+import os
 
 import pytest
 
@@ -72,12 +73,31 @@ def test_missing_names_empty_folders_and_repeated_files_are_errors(tmp_path):
     (tmp_path / "none").mkdir()
     for names, message in [
         ([], "no source given"),
+        ([""], "an empty source name"),
         (["nowhere.txt"], "nowhere.txt: no such file or folder"),
         ([tmp_path / "none"], "none: the folder holds no files"),
         ([tmp_path, tmp_path / "a.txt"], "a.txt: named twice"),
     ]:
         with pytest.raises(InputError, match=message):
             find_sources(names)
+
+
+def test_dead_links_and_names_that_are_not_utf8_are_errors(tmp_path):
+    (tmp_path / "a.txt").symlink_to("nowhere.txt")
+    with pytest.raises(InputError, match=r"a.txt: cannot be read \(No such file or directory\); mend the link"):
+        find_sources([tmp_path])
+    (tmp_path / "a.txt").unlink()
+    folder = os.fsencode(tmp_path)
+    try:
+        with open(folder + b"/\xff.txt", "wb") as file:
+            file.write(b"x\n")
+    except OSError:
+        pytest.skip("the file system wants UTF-8 names")
+    with pytest.raises(InputError, match=r"\\xff.txt: the name is not UTF-8"):
+        find_sources([tmp_path])
+    os.rename(folder + b"/\xff.txt", folder + b"/\xff.docx")
+    (tmp_path / "b.txt").write_text("x\n")
+    assert find_sources([tmp_path])[1] == [f"{tmp_path}/\\xff.docx"]
 
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):

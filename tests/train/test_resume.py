@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import json
 import os
 import re
@@ -21,7 +23,7 @@ from terrazzo.optim import AdamWConfig
 from terrazzo.testing import TINY_MODEL, log_metrics, losses, start_ranks, tiny_corpus, tiny_run
 from terrazzo.train import Init, Sampling, memory, train
 from terrazzo.train.metrics import read_metrics
-from terrazzo.train.state import latest_checkpoint
+from terrazzo.train.state import latest_checkpoint, save
 
 STEPS = 24
 SAMPLING = Sampling(max_len=32, batch_tokens=256, micro_tokens=160, workers=1)
@@ -228,7 +230,14 @@ def test_two_processes_do_not_work_on_one_run(corpus, half):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("optimizer.pt", b"PK"), ("counters.json", b"{"), ("model.safetensors", b"")]
+    ("name", "content"),
+    [
+        ("optimizer.pt", b"PK"),
+        ("optimizer.pt", b""),
+        ("counters.json", b"[]"),
+        ("counters.json", b"{"),
+        ("model.safetensors", b""),
+    ],
 )
 def test_a_damaged_checkpoint_is_named(corpus, half, name, content):
     file = half / "checkpoints" / "step-00000020" / name
@@ -255,3 +264,12 @@ def test_the_record_of_a_run_says_what_it_is(corpus, whole):
     assert record["data_fingerprint"] == corpus.fingerprint and record["world_size"] == 1
     trained = json.loads((whole / "model" / "terrazzo.json").read_text())
     assert trained["trained"]["steps"] == STEPS and trained["run"]["config"] == record["config"]
+
+
+def test_a_full_disk_under_the_optimizer_state_is_told_as_such(tmp_path):
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left on device"):
+        save({"state": torch.zeros(1000)}, Full())

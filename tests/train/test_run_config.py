@@ -150,3 +150,33 @@ def test_budgets_are_written_as_people_write_them(text, budget):
 def test_other_budgets_are_refused(text):
     with pytest.raises(InputError, match="budget"):
         Budget.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"clip_norm": -1}, "clip_norm must be above 0"),
+        ({"divergence": 0}, "divergence must be above 0"),
+        ({"price_per_hour": -2.5}, "price_per_hour must not be negative"),
+        ({"threads": 10**11}, "threads must be at most 4096"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        resolve({**BASE, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"activation": "glue"}, "model.fields: activation: .*'gelu'.*got 'glue'"),
+        ({"depth": 1.5}, "model.fields: depth: .*integer"),
+        ({"num_heads": 0}, "model.fields: num_heads must be at least 1"),
+        ({"init_std": float("nan")}, "model.fields: init_std: .*finite"),
+        ({"vocab_size": 5}, "model.fields.vocab_size: the data's tokenizer decides it"),
+        ({"widht": 5}, "model.fields.widht: unknown field: did you mean 'width'"),
+    ],
+)
+def test_fields_of_a_new_encoder_are_checked_before_it_is_built(fields, message):
+    with pytest.raises(InputError, match=message):
+        Init(size="tiny", fields=fields).encoder_config(vocab_size=64)

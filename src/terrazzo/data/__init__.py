@@ -5,7 +5,7 @@ from terrazzo.data.loader import Loader, StepBatches, evaluation_batches
 from terrazzo.data.options import PrepareConfig
 from terrazzo.data.prepare import prepare
 from terrazzo.data.stream import StepPlan, Stream, pieces_for_tokens
-from terrazzo.data.tokenizer import word_start_table
+from terrazzo.data.tokenizer import encodable, word_start_table
 
 __all__ = [
     "Corpus",
@@ -16,6 +16,7 @@ __all__ = [
     "StepBatches",
     "StepPlan",
     "Stream",
+    "encodable",
     "evaluation_batches",
     "pieces_for_tokens",
     "prepare",

@@ -135,9 +135,13 @@ class Corpus:
         """
         path = Path(path)
         manifest = _read_manifest(path)
-        for name, recorded in manifest["files"].items():
-            _check_file(path / name, recorded, verify)
-        return cls(path, manifest)
+        try:
+            for name, recorded in manifest["files"].items():
+                _check_file(path / name, recorded, verify)
+            return cls(path, manifest)
+        except (KeyError, TypeError, AttributeError) as error:
+            what = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"{path / MANIFEST}: damaged ({what}); prepare the folder again") from None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -25,6 +25,7 @@ from terrazzo.data.language import language_filter
 from terrazzo.data.options import PrepareConfig, Progress
 from terrazzo.data.readers import batches
 from terrazzo.data.sources import Source
+from terrazzo.data.tokenizer import encodable
 from terrazzo.provenance import write_json_atomic
 
 EXACT, NEAR = "exact duplicate", "near duplicate"
@@ -177,7 +178,8 @@ def _clean_batch(texts: list[str], preset_name: str, language: str | None, with_
 
 
 def _clean_one(original: str, steps: tuple[Filter, ...], with_signatures: bool) -> Cleaned:
-    text, reason = clean(_encodable(original), steps)
+    original = encodable(original)
+    text, reason = clean(original, steps)
     if reason:
         return Cleaned(" ".join(original[: 2 * EXAMPLE_LENGTH].split()), reason, len(original), 0, b"", None)
     minhash = signature(text) if with_signatures else None
@@ -188,15 +190,6 @@ def _clean_one(original: str, steps: tuple[Filter, ...], with_signatures: bool) 
 def _steps(preset_name: str, language: str | None) -> tuple[Filter, ...]:
     extra = (language_filter(language),) if language else ()
     return (*preset(preset_name).filters, *extra)
-
-
-def _encodable(text: str) -> str:
-    """Halves of surrogate pairs, which JSON can hold and UTF-8 cannot, become U+FFFD."""
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _keep(documents: list[Cleaned], mask: np.ndarray, reason: str, tally: Tally) -> list[Cleaned]:

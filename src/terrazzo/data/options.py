@@ -11,6 +11,8 @@ from terrazzo.errors import InputError
 
 #: stage ("clean", "tokenizer", "tokens"), done, total (None: not known), what to say beside the bar
 Progress = Callable[[str, int, int | None, str], None]
+#: beyond what any corpus supports; the trainer sets memory aside for it
+MAX_VOCAB_SIZE = 1 << 24
 
 
 @config
@@ -53,8 +55,8 @@ class PrepareConfig:
             raise InputError(
                 "--vocab-size and --tokenizer exclude each other: a given tokenizer has its own vocabulary"
             )
-        if self.vocab_size is not None and self.vocab_size < 1:
-            raise InputError(f"--vocab-size must be at least 1, got {self.vocab_size}")
+        if self.vocab_size is not None and not 1 <= self.vocab_size <= MAX_VOCAB_SIZE:
+            raise InputError(f"--vocab-size must be from 1 to {MAX_VOCAB_SIZE:,}, got {self.vocab_size}")
         if self.heldout is not None and not 0 < self.heldout <= 0.5:
             raise InputError(f"--heldout is a share of the documents, above 0 and up to 0.5, got {self.heldout}")
         if self.near_duplicates is not None and not 0 < self.near_duplicates < 1:

@@ -36,7 +36,7 @@ class Pieces:
         if max_len < 3:
             raise InputError(f"max_len {max_len} leaves no room between [CLS] and [SEP]: choose at least 3")
         self.split, self.special, self.max_len = split, special, max_len
-        self._body = max_len - 2
+        self._body = min(max_len - 2, np.iinfo(np.int32).max)
         self._tail = min(MIN_TAIL, self._body // 2)
         self._ends = np.cumsum(-(-split.lengths // self._body), dtype=np.int64)
 

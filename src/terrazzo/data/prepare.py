@@ -221,7 +221,12 @@ def _too_small(tally: Tally) -> str:
 def _work_folder(out: Path) -> Iterator[Path]:
     """The folder of unfinished work, for one process at a time; nothing is left behind if nothing was finished."""
     created, work = not out.exists(), out / WORK
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f"--out {out}: cannot be made ({error.strerror}); name another folder") from None
     with open(work / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

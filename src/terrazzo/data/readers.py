@@ -70,6 +70,8 @@ def read_jsonl(stream: BinaryIO, name: str, text_field: str) -> Iterator[str]:
                 f"{name}, line {number}, column {error.colno}: not JSON ({error.msg}); every line holds one object, "
                 'such as {"text": "..."}: mend or delete the line; an indented file becomes lines with `jq -c .`'
             ) from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+            raise InputError(f"{name}, line {number}: unreadable JSON ({error}); mend or delete the line") from None
         if not isinstance(row, dict):
             raise InputError(
                 f"{name}, line {number}: a JSON {type(row).__name__}, not an object such as "
@@ -89,11 +91,17 @@ def read_csv(stream: BinaryIO, name: str, text_field: str) -> Iterator[str]:
         for row in rows:
             if text_field not in row:
                 raise InputError(_missing(f"{name}, line 1 (the header)", text_field, list(rows.fieldnames or [])))
+            if any(row.get(None) or ()):
+                raise InputError(_surplus(f"{name}, line {rows.line_num}", delimiter, row, list(rows.fieldnames or [])))
             yield _text_of(row, text_field, f"{name}, line {rows.line_num}")
     except csv.Error as error:
+        lone = "new-line character" in str(error)
+        mend = (
+            "carriage returns without line feeds: convert them with `tr '\\r' '\\n'`" if lone else "an unclosed quote"
+        )
         raise InputError(
-            f"{name}, in the row after line {rows.line_num}: not CSV separated by {delimiter!r} ({error}); look for an "
-            "unclosed quote"
+            f"{name}, in the row after line {rows.line_num}: not CSV separated by {delimiter!r} ({error}); look for "
+            f"{mend}"
         ) from None
 
 
@@ -206,6 +214,13 @@ def _text_of(row: Mapping[Any, Any], field: str, where: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{where}: field {field!r} holds {value!r:.60}, not text; choose another with --text-field")
     return value
+
+
+def _surplus(where: str, delimiter: str, row: Mapping[Any, Any], fields: list[str]) -> str:
+    return (
+        f"{where}: {len(fields) + len(row[None])} fields separated by {delimiter!r} under a header of {len(fields)}, "
+        f"the first too many is {row[None][0]!r:.40}: put text that holds {delimiter!r} in double quotes"
+    )
 
 
 def _missing(where: str, field: str, fields: list[str]) -> str:

@@ -65,6 +65,8 @@ def find_sources(names: Sequence[str | Path], exclude: Path | None = None) -> tu
     found: list[Source] = []
     skipped: list[str] = []
     for name in map(str, names):
+        if not name:
+            raise InputError("an empty source name: name a file, folder or dataset (. is the current folder)")
         path = Path(name.removeprefix("hf:"))
         if path.is_dir() and not name.startswith("hf:"):
             inside, left_out = _walk(path, exclude)
@@ -132,8 +134,8 @@ def _walk(folder: Path, exclude: Path | None) -> tuple[list[Source], list[str]]:
         subfolders[:] = sorted(set(subfolders) - set(hidden))
         for name in sorted(file for file in files if not file.startswith(".")):
             path = here / name
-            if _kind(path) is None or path.stat().st_size == 0:
-                skipped.append(str(path))
+            if _kind(path) is None or _size(path) == 0:
+                skipped.append(_shown(path))
             else:
                 found.append(_file_source(path))
     if not found:
@@ -144,7 +146,9 @@ def _walk(folder: Path, exclude: Path | None) -> tuple[list[Source], list[str]]:
 
 
 def _file_source(path: Path) -> Source:
-    kind, size = _kind(path), path.stat().st_size
+    kind, size = _kind(path), _size(path)
+    if _shown(path) != str(path):
+        raise InputError(f"{_shown(path)}: the name is not UTF-8; rename the file or folder")
     if kind is None:
         raise InputError(f"{path}: unknown suffix {path.suffix!r}; {_readable()}")
     if size == 0:
@@ -155,6 +159,22 @@ def _file_source(path: Path) -> Source:
     if kind != "parquet":
         _sniff(source)
     return source
+
+
+def _size(path: Path) -> int:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        mend = "mend the link, or remove it" if path.is_symlink() else "leave it out"
+        raise InputError(f"{_shown(path)}: cannot be read ({error.strerror}); {mend}") from None
+    if size and not os.access(path, os.R_OK):
+        raise InputError(f"{_shown(path)}: cannot be read (permission denied); make it readable, or leave it out")
+    return size
+
+
+def _shown(path: Path) -> str:
+    """A path that can be written as UTF-8: stray bytes in it as escapes."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _hub_source(name: str) -> Source:

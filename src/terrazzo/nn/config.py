@@ -70,10 +70,6 @@ class EncoderConfig:
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads:
-            raise InputError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
-        if self.positions == "rope" and self.head_width % 2:
-            raise InputError(f"rope needs an even head width, width / num_heads is {self.head_width}")
         for name in (
             "vocab_size",
             "width",
@@ -86,6 +82,10 @@ class EncoderConfig:
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.num_heads:
+            raise InputError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        if self.positions == "rope" and self.head_width % 2:
+            raise InputError(f"rope needs an even head width, width / num_heads is {self.head_width}")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")

@@ -47,8 +47,9 @@ def check_run(config: RunConfig, corpus: Corpus, resume: bool) -> tuple[dict[str
     if run.exists() and not run.is_dir():
         raise InputError(f"{run} is a file: choose another --out")
     if run.exists() and any(not path.name.startswith(".") for path in run.iterdir()):
-        held = "a run" if (run / "run.json").is_file() else "other files"
-        raise InputError(f"{run} holds {held}: choose another --out, or go on with --resume")
+        if (run / "run.json").is_file():
+            raise InputError(f"{run} holds a run: choose another --out, or go on with --resume")
+        raise InputError(f"{run} holds other files: choose another --out")
     return record, None
 
 
@@ -68,7 +69,9 @@ def begun(run: Path, record: dict[str, Any], ranks: Ranks) -> Iterator[dict[str,
         if ranks.is_main:
             try:
                 run.mkdir(parents=True, exist_ok=True)
-            except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
                 raise InputError(f"{run}: cannot be made ({error.strerror}): choose another --out") from None
             _lock(stack.enter_context(open(run / ".lock", "a")), run)
             remove_unfinished(run)
@@ -98,6 +101,8 @@ def read_run(run: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file}: does not parse: {error}") from None
+    if not (isinstance(record, dict) and isinstance(record.get("config"), dict)):
+        raise InputError(f"{file}: damaged: it holds no config; restore it from a copy, or begin a new run")
     return record
 
 
@@ -108,7 +113,7 @@ def check_same_run(run: Path, record: dict[str, Any]) -> None:
         InputError: naming the first field that differs.
     """
     before = read_run(run)
-    if before["data_fingerprint"] != record["data_fingerprint"]:
+    if before.get("data_fingerprint") != record["data_fingerprint"]:
         raise InputError(
             f"{record['config']['data']}: the data differs from what {run} was trained on (another tokenizer or other "
             "documents): resume with the original data folder, or begin a new run with --out"

@@ -66,6 +66,12 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
+        if self.threads is not None and self.threads > 4096:
+            raise InputError(f"threads must be at most 4096, got {self.threads}")
+        if self.divergence <= 0:
+            raise InputError(f"divergence must be above 0, got {self.divergence}")
+        if self.price_per_hour is not None and self.price_per_hour < 0:
+            raise InputError(f"price_per_hour must not be negative, got {self.price_per_hour}")
 
 
 def resolve(values: Mapping[str, Any], assignments: Iterable[str] = (), source: str = "config") -> RunConfig:

@@ -47,7 +47,10 @@ def build_model(
         InputError: a folder without masked-language-model head, or with another tokenizer than the data's.
     """
     if resumed is not None:
-        return _masked_lm(load_model(resumed), resumed)
+        try:
+            return _masked_lm(load_model(resumed), resumed)
+        except InputError as error:
+            raise InputError(f"{error}; or delete {resumed} to resume from the checkpoint before") from None
     if isinstance(source, Init):
         return MaskedLM(source.encoder_config(corpus.vocab_size))
     if isinstance(source, FromFolder):

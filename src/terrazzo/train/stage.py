@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from terrazzo.config import config, nearest
+from terrazzo.config import config, from_dict, nearest, to_dict
 from terrazzo.errors import InputError
 from terrazzo.nn import FAMILIES, SIZES, EncoderConfig
 from terrazzo.objectives import MLMConfig, ObjectiveConfig
@@ -69,13 +69,16 @@ class Init:
         """The architecture for a vocabulary.
 
         Raises:
-            InputError: an overridden field that `EncoderConfig` does not have.
+            InputError: an overridden field that `EncoderConfig` does not have, or a value that it refuses.
         """
-        known = set(EncoderConfig.__dataclass_fields__)
+        known = set(EncoderConfig.__dataclass_fields__) - {"vocab_size"}
         for name in self.fields:
+            if name == "vocab_size":
+                raise InputError("model.fields.vocab_size: the data's tokenizer decides it; leave it out")
             if name not in known:
                 raise InputError(f"model.fields.{name}: unknown field: {nearest(name, known)}")
-        return FAMILIES[self.family](self.size, vocab_size, **self.fields)
+        sized = FAMILIES[self.family](self.size, vocab_size)
+        return from_dict(EncoderConfig, {**to_dict(sized), **self.fields}, "model.fields")
 
 
 @config
@@ -143,3 +146,7 @@ class Stage:
     schedules: dict[str, ScheduleConfig] = field(default_factory=lambda: {"lr": Schedule()})
     budget: Budget = field(default_factory=lambda: Budget(steps=1000))
     clip_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise InputError(f"clip_norm must be above 0, got {self.clip_norm}")

@@ -10,13 +10,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from terrazzo.checkpoint import atomic_folder, empty_model, write_model
+from terrazzo.config import from_dict
 from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig, MaskedLM
 from terrazzo.provenance import write_json_atomic
@@ -72,10 +73,17 @@ class Checkpoint:
         file = self.path / "optimizer.pt"
         try:
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            mend = f"delete {self.path} to resume from the checkpoint before"
-            raise InputError(f"{file}: damaged ({str(error).splitlines()[0]}); {mend}") from None
+            whole = {"state", "param_groups"} <= set(state)
+        except (OSError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
+            raise InputError(f"{file}: damaged ({' '.join(str(error).split()) or 'empty'}); {self.mend}") from None
+        if not whole:
+            raise InputError(f"{file}: damaged (it holds no optimizer's state); {self.mend}")
         return state
+
+    @property
+    def mend(self) -> str:
+        """What to do where the checkpoint cannot be read."""
+        return f"delete {self.path} to resume from the checkpoint before"
 
 
 def checkpoint_folder(run: Path) -> Path:
@@ -94,7 +102,9 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
         return None
     file = folders[-1] / "counters.json"
     try:
-        return Checkpoint(folders[-1], Counters(**json.loads(file.read_text())))
+        values = json.loads(file.read_text())
+        Counters(**values)
+        return Checkpoint(folders[-1], from_dict(Counters, values, "damaged"))
     except (ValueError, TypeError) as error:
         raise InputError(
             f"{file}: damaged ({error}); delete {folders[-1]} to resume from the checkpoint before"
@@ -158,7 +168,7 @@ def save_checkpoint(
     with atomic_folder(final) as temporary:
         write_model(temporary, assemble(config, states[0]), tokenizer, provenance)
         with open(temporary / "optimizer.pt", "wb") as file:
-            torch.save(states[1], file)
+            save(states[1], file)
         write_json_atomic(temporary / "counters.json", dataclasses.asdict(counters))
     for old in sorted(folder.glob("step-*"))[:-keep]:
         # A checkpoint that a kill left half deleted must not pass for one.
@@ -166,6 +176,17 @@ def save_checkpoint(
         os.rename(old, gone)
         shutil.rmtree(gone)
     return final
+
+
+def save(state: Mapping[str, Any], file: BinaryIO) -> None:
+    """`torch.save`, which hides the system's error behind a RuntimeError, without that."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        raise cause or error from None
 
 
 def remove_unfinished(run: Path) -> None:

@@ -143,7 +143,10 @@ class RunRecord:
     def price(self) -> float | None:
         """Money that an hour costs, from run.json or the config in it."""
         price = self.record.get("price_per_hour")
-        return price if price is not None else self.config.get("price_per_hour")
+        price = price if price is not None else self.config.get("price_per_hour")
+        if price is not None and not (isinstance(price, (int, float)) and 0 <= price < math.inf):
+            raise InputError(f"{self.path / 'run.json'}: price_per_hour: {price!r} is not an amount such as 2.5")
+        return price
 
     def peak_share(self) -> float:
         """Share of the peak over all the time spent in steps."""
