@@ -34,7 +34,9 @@ def random_gradients(*modules):
 def test_equals_torch_muon_on_matrices_and_adamw_on_the_rest(adjust_lr):
     ours, theirs = Net(), Net()
     theirs.load_state_dict(ours.state_dict())
-    config = MuonConfig(lr=1e-2, weight_decay=0.1, decouple_lr=False, dtype="bfloat16", adjust_lr=adjust_lr)
+    config = MuonConfig(
+        lr=1e-2, weight_decay=0.1, decouple_lr=False, dtype="bfloat16", adjust_lr=adjust_lr, aux=AdamWConfig()
+    )
     optimizer = config.build(ours)
     parts = [nn.Parameter(part.detach().clone()) for part in theirs.qkv.weight.chunk(3)]
     matrices = [theirs.up.weight, theirs.square.weight, theirs.down.weight]
