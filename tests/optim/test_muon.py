@@ -4,6 +4,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from terrazzo.nn import StackedLinear
+from terrazzo.optim.adamw import AdamWConfig
 from terrazzo.optim.base import optimizer_state_bytes
 from terrazzo.optim.muon import MuonConfig, newton_schulz, orthogonalize
 from terrazzo.optim.roles import ROLES, roles
