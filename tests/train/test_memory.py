@@ -48,7 +48,7 @@ def test_the_estimate_is_within_a_factor_of_two_of_a_step():
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=peak_of_two_steps, args=(tokens, send), daemon=True)
     process.start()
-    assert receive.poll(60)
+    assert receive.poll(240)
     measured = receive.recv()
     process.join()
     assert 0.5 < estimate(MODEL, CPU, bf16=False).total(tokens) / measured < 2, measured
