@@ -26,8 +26,11 @@ class Packed:
         token_types_T: int64 segment ids for models that have them; None means all zero.
         documents_B: uint64 identities (host) that key the randomness of masks; None where no mask is drawn.
         epoch_B: int64 pass over the data (host) that each document belongs to; None means 0.
-        masked_M: int64 indices into `tokens_T` whose token is to be predicted; None outside masked training.
-        labels_M: int64 original ids at `masked_M`.
+        masked_M: int64 indices into `tokens_T` whose output is wanted: masked tokens, or the tokens that a tagger labels.
+        labels_M: int64 answers at `masked_M`: original ids, or tags.
+        labels_B: answer of each document: int64 `(B,)` classes, float32 `(B,)` values, float32 `(B, C)` several classes
+            at once, or int64 `(B, 2)` first and last position of a span within the document.
+        problems_B: int64 `(B,)` the problem that each document belongs to, where a model solves several.
     """
 
     tokens_T: Tensor
@@ -37,6 +40,8 @@ class Packed:
     epoch_B: np.ndarray | None = None
     masked_M: Tensor | None = None
     labels_M: Tensor | None = None
+    labels_B: Tensor | None = None
+    problems_B: Tensor | None = None
 
     def __post_init__(self) -> None:
         assert self.tokens_T.dim() == 1, self.tokens_T.shape
