@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Literal
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from terrazzo.config import config
-from terrazzo.optim.base import check_hyperparameters, groups_by_role
+from terrazzo.optim.base import check_hyperparameters, check_rates, groups_by_role
+from terrazzo.optim.roles import Role
 
 
 def adamw_step(
@@ -59,8 +61,12 @@ class AdamWConfig:
         decouple_lr: decay by weight_decay * lr_t / lr, which equals torch's AdamW with weight_decay / lr; False decays
             by weight_decay * lr_t, as torch does.
         decay_norm_and_bias: False exempts norms and biases; MosaicBERT exempts nothing.
+        layer_decay: in fine-tuning, the rate of a block as a share of the one above it; the head and the last block
+            have `lr`. The weights of every layer decay alike, unless `decouple_lr` is False.
+        rates: multiples of `lr` by role: embedding, matrix, norm, bias, head.
 
-    Reference: MosaicBERT (arXiv 2312.17482), appendix on training details; arXiv 1711.05101, Algorithm 2.
+    Reference: MosaicBERT (arXiv 2312.17482), appendix on training details; arXiv 1711.05101, Algorithm 2; layer_decay:
+    Sun et al. (arXiv 1905.05583), layer-wise decreasing layer rate.
     """
 
     kind: Literal["adamw"] = "adamw"
@@ -70,9 +76,12 @@ class AdamWConfig:
     weight_decay: float = 1e-5
     decouple_lr: bool = True
     decay_norm_and_bias: bool = True
+    layer_decay: float = 1.0
+    rates: dict[Role, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_hyperparameters(self.kind, self.lr, self.weight_decay, *self.betas)
+        check_rates(self.kind, self.layer_decay, self.rates)
 
     def build(self, model: nn.Module) -> torch.optim.AdamW:
         """The optimizer of `model`'s trainable parameters: torch's, fused."""
@@ -82,5 +91,7 @@ class AdamWConfig:
             weight_decay=self.weight_decay,
             decouple_lr=self.decouple_lr,
             decay_norm_and_bias=self.decay_norm_and_bias,
+            layer_decay=self.layer_decay,
+            rates=self.rates,
         )
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from terrazzo.config import nearest
 from terrazzo.errors import InputError
-from terrazzo.optim.roles import ROLES, Role, roles
+from terrazzo.optim.roles import ROLES, Role, layers_above, roles
 
 Group = dict[str, Any]
 
@@ -23,32 +24,44 @@ def groups_by_role(
     weight_decay: float,
     decouple_lr: bool = True,
     decay_norm_and_bias: bool = True,
+    layer_decay: float = 1.0,
+    rates: Mapping[Role, float] | None = None,
     only: tuple[Role, ...] = ROLES,
 ) -> list[Group]:
-    """One parameter group for each role that has trainable parameters: `name`, `role`, `lr`, `base_lr`, `weight_decay`.
+    """One parameter group for each role and learning rate that trainable parameters have.
+
+    A group has `name`, `role`, `lr`, `base_lr` and `weight_decay`. Its rate is lr * rates[role] * layer_decay**n for
+    parameters with n layers of the encoder above them: block i of L has L - 1 - i, the embeddings L, the head none.
+    With `layer_decay` 1 there is one group a role.
 
     Every optimizer here multiplies weights by `1 - group["lr"] * group["weight_decay"]`. With `decouple_lr` the group
-    holds `weight_decay / lr`, so that the product is weight_decay * lr_t / lr: the schedule scales the decay and the
-    choice of `lr` does not.
+    holds `weight_decay / base_lr`, so that the product is weight_decay * lr_t / base_lr: the schedule scales the decay
+    and the choice of rates does not.
+
+    Reference: Sun et al. (arXiv 1905.05583), layer-wise decreasing layer rate. ELECTRA's code (google-research/electra,
+    model/optimization.py) multiplies by layer_decay**2 more below its head.
     """
-    named: dict[Role, list[tuple[str, nn.Parameter]]] = {role: [] for role in only}
-    parameters = dict(model.named_parameters())
+    found: dict[tuple[Role, int], list[tuple[str, nn.Parameter]]] = {}
+    parameters, above = dict(model.named_parameters()), layers_above(model)
     for name, role in roles(model).items():
-        if role in named and parameters[name].requires_grad:
-            named[role].append((name, parameters[name]))
-    decay = weight_decay / lr if decouple_lr else weight_decay
-    return [
-        {
-            "params": members,
-            "name": role,
-            "role": role,
-            "lr": lr,
-            "base_lr": lr,
-            "weight_decay": decay if decay_norm_and_bias or role not in ("norm", "bias") else 0.0,
-        }
-        for role, members in named.items()
-        if members
-    ]
+        if parameters[name].requires_grad:
+            key = role, above[name] if layer_decay != 1 else 0
+            found.setdefault(key, []).append((name, parameters[name]))
+    groups = []
+    for role, layers in sorted((key for key in found if key[0] in only), key=lambda key: (only.index(key[0]), key[1])):
+        rate = lr * (rates or {}).get(role, 1.0) * layer_decay**layers
+        decay = weight_decay / rate if decouple_lr else weight_decay
+        groups.append(
+            {
+                "params": found[role, layers],
+                "name": role if layer_decay == 1 else f"{role}-{layers}",
+                "role": role,
+                "lr": rate,
+                "base_lr": rate,
+                "weight_decay": decay if decay_norm_and_bias or role not in ("norm", "bias") else 0.0,
+            }
+        )
+    return groups
 
 
 class MultiTensorOptimizer(torch.optim.Optimizer):
@@ -113,3 +126,18 @@ def check_hyperparameters(kind: str, lr: float, weight_decay: float, *betas: flo
     for beta in betas:
         if not 0 <= beta < 1:
             raise InputError(f"{kind}: betas and momentum lie in [0, 1), got {beta}")
+
+
+def check_rates(kind: str, layer_decay: float, rates: Mapping[Role, float]) -> None:
+    """Refuse a layer decay outside (0, 1], a role that there is not, and a rate that is not positive.
+
+    Raises:
+        InputError: naming the optimizer, the field and its value.
+    """
+    if not 0 < layer_decay <= 1:
+        raise InputError(f"{kind}: layer_decay lies in (0, 1], got {layer_decay}")
+    for role, rate in rates.items():
+        if role not in ROLES:
+            raise InputError(f"{kind}: rates.{role}: there is no such role; {nearest(role, ROLES)}")
+        if not rate > 0:
+            raise InputError(f"{kind}: rates.{role} must be positive, got {rate}; freeze what is not to be trained")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from terrazzo.config import config
-from terrazzo.optim.base import Group, MultiTensorOptimizer, check_hyperparameters, groups_by_role
+from terrazzo.optim.base import Group, MultiTensorOptimizer, check_hyperparameters, check_rates, groups_by_role
+from terrazzo.optim.roles import Role
 
 
 def lion_step(
@@ -52,6 +54,7 @@ class LionConfig:
         betas: (0.9, 0.99) is the paper's default; for language models it uses (0.95, 0.98).
         weight_decay: share of the weight that one step at full learning rate removes (see AdamWConfig). The paper
             raises lambda by the factor by which it lowers lr, which leaves this product as it is for AdamW.
+        layer_decay, rates: as in AdamWConfig.
 
     Reference: Chen et al. (arXiv 2302.06675), Algorithm 2 and section 5.
     """
@@ -62,9 +65,12 @@ class LionConfig:
     weight_decay: float = 1e-5
     decouple_lr: bool = True
     decay_norm_and_bias: bool = True
+    layer_decay: float = 1.0
+    rates: dict[Role, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_hyperparameters(self.kind, self.lr, self.weight_decay, *self.betas)
+        check_rates(self.kind, self.layer_decay, self.rates)
 
     def build(self, model: nn.Module) -> Lion:
         """The optimizer of `model`'s trainable parameters."""
@@ -74,5 +80,7 @@ class LionConfig:
             weight_decay=self.weight_decay,
             decouple_lr=self.decouple_lr,
             decay_norm_and_bias=self.decay_norm_and_bias,
+            layer_decay=self.layer_decay,
+            rates=self.rates,
         )
         return Lion(groups, lr=self.lr, betas=self.betas)

@@ -222,6 +222,8 @@ class MuonConfig:
         check_hyperparameters(self.kind, self.lr, self.weight_decay, self.momentum)
         if self.steps < 1:
             raise InputError(f"muon: steps must be at least 1, got {self.steps}")
+        if self.aux.layer_decay != 1 or self.aux.rates:
+            raise InputError("muon: aux.layer_decay and aux.rates have no effect here; use optimizer.kind=adamw")
 
     def build(self, model: nn.Module) -> Muon:
         """The optimizer of `model`'s trainable parameters."""

@@ -5,6 +5,7 @@ Everything here is a function of module types, names and shapes; nothing depends
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Literal, Protocol, get_args, runtime_checkable
 
@@ -12,6 +13,9 @@ from torch import nn
 
 Role = Literal["embedding", "matrix", "norm", "bias", "head"]
 ROLES: tuple[Role, ...] = get_args(Role)
+
+#: Parameters of an encoder, alone or below `encoder`: a block's by its number, or the embeddings'.
+_ENCODER_PART = re.compile(r"(?:encoder\.)?(?:blocks\.(?P<block>\d+)|embeddings)\.")
 
 
 @runtime_checkable
@@ -39,6 +43,17 @@ def stacks(model: nn.Module) -> dict[str, int]:
         name: module.stacked if isinstance(module, Stacked) and local == "weight" else 1
         for name, module, local in _owners(model)
     }
+
+
+def layers_above(model: nn.Module) -> dict[str, int]:
+    """How many layers of the encoder lie between each parameter and the encoder's output, by name.
+
+    0 for the last block and for all that is neither block nor embedding; the depth for embeddings.
+    """
+    parts = {name: _ENCODER_PART.match(name) for name, _ in model.named_parameters()}
+    blocks = {name: int(part["block"]) for name, part in parts.items() if part and part["block"]}
+    depth = 1 + max(blocks.values(), default=-1)
+    return {name: depth - 1 - blocks.get(name, -1) if part else 0 for name, part in parts.items()}
 
 
 def _owners(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:

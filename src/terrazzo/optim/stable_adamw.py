@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from terrazzo.config import config
-from terrazzo.optim.base import Group, MultiTensorOptimizer, check_hyperparameters, groups_by_role
+from terrazzo.optim.base import Group, MultiTensorOptimizer, check_hyperparameters, check_rates, groups_by_role
+from terrazzo.optim.roles import Role
 
 
 def stable_adamw_step(
@@ -99,9 +101,12 @@ class StableAdamWConfig:
     weight_decay: float = 1e-5
     decouple_lr: bool = True
     decay_norm_and_bias: bool = False
+    layer_decay: float = 1.0
+    rates: dict[Role, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_hyperparameters(self.kind, self.lr, self.weight_decay, *self.betas)
+        check_rates(self.kind, self.layer_decay, self.rates)
 
     def build(self, model: nn.Module) -> StableAdamW:
         """The optimizer of `model`'s trainable parameters."""
@@ -111,5 +116,7 @@ class StableAdamWConfig:
             weight_decay=self.weight_decay,
             decouple_lr=self.decouple_lr,
             decay_norm_and_bias=self.decay_norm_and_bias,
+            layer_decay=self.layer_decay,
+            rates=self.rates,
         )
         return StableAdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
