@@ -5,12 +5,33 @@ Shapes: T packed tokens, B documents, M selected tokens, C outputs of the head.
 
 from __future__ import annotations
 
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from terrazzo.checkpoint import atomic_folder, empty_model, load_model, load_tokenizer, write_model
+from terrazzo.checkpoint.atomic import standing
+from terrazzo.checkpoint.folder import CONFIG
+from terrazzo.checkpoint.tensors import write_tensors
+from terrazzo.config import from_dict, to_dict
+from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.objectives import Loss, SupervisedConfig
 from terrazzo.packed import Packed
+from terrazzo.provenance import write_json_atomic
 from terrazzo.tasks.task import Task
+
+TASK, HEAD = "task.json", "head.safetensors"
+FORMAT = "terrazzo-task-1"
+_FINETUNE = "terrazzo finetune --model MODEL --task label --train TRAIN --eval DEV --out DIR"
 
 
 class TaskModel(nn.Module):
@@ -33,3 +54,180 @@ class TaskModel(nn.Module):
     def task_loss(self, batch: Packed, options: SupervisedConfig) -> Loss:
         """The task's loss on a batch with labels."""
         return self.task.loss(self(batch), batch, options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedTask:
+    """What a task folder holds.
+
+    Args:
+        model: the encoder with its head, in training mode, as `torch.nn.Module` is born.
+        max_len: tokens of a document in training, special ones included.
+        adapter: config of the adapters that a checkpoint keeps apart, None where the encoder is whole.
+        adapter_state: their tensors, by the names that `model.state_dict()` gives them once they are in place.
+    """
+
+    model: TaskModel
+    tokenizer: Tokenizer
+    max_len: int
+    adapter: Mapping[str, Any] | None = None
+    adapter_state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def task_from_dict(values: Mapping[str, Any], source: str) -> Task:
+    """The task that task.json describes.
+
+    Raises:
+        InputError: an unknown kind, or fields that it does not have.
+    """
+    task: Task = from_dict(importlib.import_module("terrazzo.tasks.choice").TaskConfig, values, source)
+    return task
+
+
+def save_task_model(
+    path: str | Path,
+    model: TaskModel,
+    tokenizer_file: str | Path,
+    provenance: Mapping[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    max_len: int,
+    adapter: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a task folder whole, as `save_model` does; see `write_task_model`."""
+    with atomic_folder(path) as folder:
+        write_task_model(folder, model, tokenizer_file, provenance, state, max_len=max_len, adapter=adapter)
+    return Path(path)
+
+
+def write_task_model(
+    folder: Path,
+    model: TaskModel,
+    tokenizer_file: str | Path,
+    provenance: Mapping[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    max_len: int,
+    adapter: Mapping[str, Any] | None = None,
+) -> None:
+    """A model folder with two files more, task.json and head.safetensors, in an existing folder.
+
+    Args:
+        state: the full tensors of `model`, where its own are sharded over processes or not those to keep.
+        max_len: tokens of a document in training, special ones included.
+        adapter: config of adapters that are not merged; what `state` holds beyond encoder and head is theirs, and goes
+            into head.safetensors.
+    """
+    state = model.state_dict() if state is None else state
+    encoder = {name: state[f"encoder.{name}"] for name in encoder_tensors(model.config)}
+    rest = {name: tensor.detach() for name, tensor in state.items() if name.removeprefix("encoder.") not in encoder}
+    strangers = [name for name in rest if not name.startswith("head.")]
+    assert adapter is not None or not strangers, f"neither encoder nor head: {strangers}"
+    write_model(folder, model.encoder, tokenizer_file, provenance, encoder)
+    write_tensors({name: tensor.contiguous() for name, tensor in rest.items()}, folder / HEAD)
+    values = {"format": FORMAT, "task": to_dict(model.task), "max_len": max_len, "adapter": adapter}
+    write_json_atomic(folder / TASK, values)
+
+
+def encoder_tensors(config: EncoderConfig) -> list[str]:
+    """Names of the tensors of a plain encoder, whatever adapters sit in the one at hand."""
+    return list(empty_model(config, with_head=False).state_dict())
+
+
+def load_task_model(
+    path: str | Path,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    backend: str | None = None,
+) -> LoadedTask:
+    """Open a task folder, or the output of a fine-tuning, whose task folder is inside.
+
+    Args:
+        dtype: of the parameters; None keeps the file's.
+        backend: attention backend by name; None takes the device's default.
+
+    Raises:
+        InputError: no task folder (saying how to make one), a damaged file, or tensors that do not fit; each by name.
+    """
+    folder = model_folder(path)
+    encoder = load_model(folder, device, dtype, backend)
+    if not is_task_folder(folder):
+        raise InputError(f"{folder}: a model without the head of a task: fine-tune it first: {_FINETUNE}")
+    assert isinstance(encoder, Encoder), "a task folder holds no masked-language-model head"
+    values = _read_task(folder / TASK)
+    task = task_from_dict(values["task"], f"{folder / TASK}: task")
+    with torch.random.fork_rng(devices=[]):  # a head's first weights are drawn only to be replaced
+        model = TaskModel(encoder, task)
+    stored = _read_head(folder / HEAD)
+    adapters = {name: tensor for name, tensor in stored.items() if not name.startswith("head.")}
+    head = {name.removeprefix("head."): tensor for name, tensor in stored.items() if name not in adapters}
+    _check_head(head, model.head.state_dict(), folder / HEAD)
+    model.head.load_state_dict({name: tensor.to(device, dtype) for name, tensor in head.items()}, assign=True)
+    return LoadedTask(
+        model=model,
+        tokenizer=load_tokenizer(folder, encoder.config),
+        max_len=values["max_len"],
+        adapter=values["adapter"],
+        adapter_state=adapters,
+    )
+
+
+def is_task_folder(path: str | Path) -> bool:
+    """Whether a folder holds a model with the head of a task, itself or inside, as fine-tuning leaves it."""
+    return (model_folder(path) / TASK).is_file()
+
+
+def model_folder(path: str | Path) -> Path:
+    """The model folder that `path` means: itself, or the `model` inside what pretrain or finetune wrote.
+
+    Raises:
+        InputError: a run or a fine-tuning that has not come to its model yet.
+    """
+    path = Path(path)
+    inner = standing(path / "model")
+    if (standing(path) / CONFIG).is_file():
+        return path
+    if (inner / CONFIG).is_file():
+        return inner
+    for record, command in (("finetune.json", "finetune"), ("run.json", "pretrain --resume")):
+        if (path / record).is_file():
+            raise InputError(f"{path}: not finished, it has no model yet: go on with terrazzo {command} --out {path}")
+    return path
+
+
+def _read_task(file: Path) -> dict[str, Any]:
+    mend = "copy the folder again, or fine-tune again"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: does not parse: {error}; {mend}") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else type(values).__name__
+        raise InputError(f"{file}: format is {found!r}, not {FORMAT!r}: another version of terrazzo wrote it")
+    for name, kinds in (("task", dict), ("max_len", int), ("adapter", (dict, type(None)))):
+        if name not in values or not isinstance(values[name], kinds):
+            raise InputError(f"{file}: field {name!r} is {values.get(name)!r}; {mend}")
+    return values
+
+
+def _read_head(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise InputError(f"{file}: missing, so the folder is not whole: copy it again")
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: truncated or damaged ({error}); copy it again") from None
+
+
+def _check_head(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path) -> None:
+    wrong = [f"lacks head.{name}" for name in wanted if name not in stored]
+    wrong += [f"has unknown head.{name}" for name in stored if name not in wanted]
+    wrong += [
+        f"head.{name} is {tuple(stored[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in stored and stored[name].shape != tensor.shape
+    ]
+    if wrong:
+        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise InputError(f"{file}: does not fit its task.json: {shown}; the two files are of different models")

@@ -1,0 +1,146 @@
+"""Task folders: an encoder with a head, whole or refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
+
+from terrazzo.checkpoint import load_model
+from terrazzo.config import config, from_dict
+from terrazzo.errors import InputError
+from terrazzo.nn import Encoder, mosaicbert
+from terrazzo.packed import Packed
+from terrazzo.tasks import model as task_model
+from terrazzo.tasks.model import TaskModel, is_task_folder, load_task_model, model_folder, save_task_model
+
+SMALL = {"width": 32, "depth": 2, "num_heads": 2, "mlp_width": 48}
+BATCH = Packed.from_sequences([[2, 6, 7, 3], [2, 9, 3]])
+
+
+class FirstToken(nn.Module):
+    def __init__(self, width, classes):
+        super().__init__()
+        self.out = nn.Linear(width, classes)
+
+    def forward(self, encoder, batch):
+        return self.out(encoder(batch, batch.cu_seqlens[:-1]))
+
+
+@config
+class StandIn:
+    """As much of a task as a folder needs."""
+
+    kind: str = "stand-in"
+    classes: tuple[str, ...] = ("no", "yes", "perhaps")
+
+    def build_head(self, encoder):
+        return FirstToken(encoder.width, len(self.classes))
+
+
+@pytest.fixture(autouse=True)
+def only_the_stand_in(monkeypatch):
+    monkeypatch.setattr(task_model, "task_from_dict", lambda values, source: from_dict(StandIn, values, source))
+
+
+@pytest.fixture
+def tokenizer_file(tmp_path):
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {token: i for i, token in enumerate([*special, *"abcdefg"])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path / "tokenizer.json"
+
+
+@pytest.fixture
+def model():
+    return TaskModel(Encoder(mosaicbert("tiny", 12, **SMALL)), StandIn()).eval()
+
+
+@pytest.fixture
+def folder(tmp_path, model, tokenizer_file):
+    return save_task_model(tmp_path / "out" / "model", model, tokenizer_file, {"run": "here"}, max_len=64)
+
+
+def test_round_trip_gives_the_same_model_and_draws_nothing(folder, model):
+    state = torch.get_rng_state()
+    loaded = load_task_model(folder.parent)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (loaded.model.task, loaded.max_len, loaded.adapter) == (model.task, 64, None)
+    assert loaded.tokenizer.encode("a b").ids == [2, 5, 6, 3]
+    torch.testing.assert_close(loaded.model.eval()(BATCH), model(BATCH), rtol=0, atol=0)
+    assert json.loads((folder / "terrazzo.json").read_text())["run"] == "here"
+
+
+def test_the_encoder_is_a_model_folder_of_its_own(folder, model):
+    encoder = load_model(folder).eval()
+    torch.testing.assert_close(encoder(BATCH), model.encoder(BATCH), rtol=0, atol=0)
+
+
+def test_a_checkpoint_keeps_adapters_apart(tmp_path, model, tokenizer_file):
+    adapters = {"encoder.blocks.0.attention.qkv.lora_a": torch.ones(2, 32)}
+    path = save_task_model(
+        tmp_path / "c", model, tokenizer_file, state=model.state_dict() | adapters, max_len=8, adapter={"rank": 2}
+    )
+    loaded = load_task_model(path)
+    assert loaded.adapter == {"rank": 2}
+    torch.testing.assert_close(dict(loaded.adapter_state), adapters)
+    torch.testing.assert_close(loaded.model.eval()(BATCH), model(BATCH), rtol=0, atol=0)
+
+
+def test_a_folder_stands_for_the_model_inside(folder, tmp_path):
+    out = folder.parent
+    assert model_folder(out) == model_folder(folder) == folder
+    assert is_task_folder(out) and is_task_folder(folder)
+    (folder / "task.json").unlink()
+    assert not is_task_folder(out)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "finetune.json").write_text("{}")
+    with pytest.raises(InputError, match="half: not finished, it has no model yet"):
+        model_folder(tmp_path / "half")
+    for nonsense in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(InputError, match=r"no such folder|has no config\.json"):
+            load_task_model(nonsense)
+
+
+def test_a_model_without_a_head_says_how_to_get_one(folder):
+    (folder / "task.json").unlink()
+    with pytest.raises(InputError, match="without the head of a task: fine-tune it first: terrazzo finetune"):
+        load_task_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "task.json").write_text("{"), r"task\.json: does not parse"),
+        (lambda f: (f / "task.json").write_text("[]"), r"task\.json: format is 'list'"),
+        (lambda f: edit(f, format="terrazzo-task-9"), "another version of terrazzo"),
+        (lambda f: edit(f, max_len="64"), "field 'max_len' is '64'"),
+        (lambda f: edit(f, task={"clases": []}), r"task\.json: task: unknown key 'clases': did you mean 'classes'"),
+        (lambda f: (f / "head.safetensors").unlink(), r"head\.safetensors: missing"),
+        (lambda f: (f / "head.safetensors").write_bytes(b"12345678xx"), r"head\.safetensors: truncated or damaged"),
+        (lambda f: head(f, {"head.out.weight": torch.ones(2, 32)}), r"lacks head\.out\.bias, head\.out\.weight is"),
+        (lambda f: head(f, {"head.more": torch.ones(1)}), r"has unknown head\.more"),
+    ],
+)
+def test_a_damaged_folder_is_refused_by_name(folder, damage, message):
+    damage(folder)
+    with pytest.raises(InputError, match=message):
+        load_task_model(folder)
+
+
+def edit(folder, **fields):
+    values = json.loads((folder / "task.json").read_text())
+    (folder / "task.json").write_text(json.dumps(values | fields))
+
+
+def head(folder, tensors):
+    kept = load_file(folder / "head.safetensors")
+    kept = kept if "head.more" in tensors else {}
+    save_file(kept | tensors, folder / "head.safetensors")
