@@ -24,9 +24,10 @@ class Padded:
     def __init__(self, pad: int) -> None:
         self.pad = pad
 
-    def plan(self, batch: Packed, slopes_N: Tensor | None, window: int | None) -> Tensor:
+    def plan(self, batch: Packed, slopes_N: Tensor | None, window: int | None, causal: bool = False) -> Tensor:
         """Bias `(B, 1 or N, S, S)`: distance penalties and the mask of padded keys."""
-        assert window is None and len(set(batch.lengths)) == 1, "padded execution takes one length and no window"
+        assert window is None and not causal, "padded execution takes no window and both directions"
+        assert len(set(batch.lengths)) == 1, "padded execution takes one length"
         size = batch.lengths[0]
         is_pad_BS = batch.tokens_T.view(-1, size) == self.pad
         bias = is_pad_BS[:, None, None, :].float() * (torch.finfo(torch.float32).min / 4)

@@ -274,7 +274,13 @@ def test_ours_opens_in_plain_transformers(architecture, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config", [mosaicbert("tiny", VOCAB, **SMALL), bert("tiny", VOCAB, **SMALL, norm="rms", token_types=0)]
+    "config",
+    [
+        mosaicbert("tiny", VOCAB, **SMALL),
+        bert("tiny", VOCAB, **SMALL, norm="rms", token_types=0),
+        bert("tiny", VOCAB, **SMALL, causal=True),
+        modernbert("tiny", VOCAB, **SMALL, causal=True),
+    ],
 )
 @pytest.mark.parametrize("kind", [MaskedLM, Encoder])
 def test_other_shapes_keep_our_own_names(config, kind, tmp_path):

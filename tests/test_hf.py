@@ -9,13 +9,14 @@ import transformers
 import terrazzo.hf
 from terrazzo.checkpoint import load_config, load_model, save_model
 from terrazzo.errors import InputError
-from terrazzo.nn import Encoder, MaskedLM, modernbert, mosaicbert
+from terrazzo.nn import Encoder, MaskedLM, bert, modernbert, mosaicbert
 from terrazzo.packed import Packed
 
 VOCAB = 99
 SMALL = {"width": 32, "depth": 2, "num_heads": 4, "mlp_width": 48}
 SHAPES = {
     "mosaicbert": mosaicbert("tiny", VOCAB, **SMALL),
+    "causal": bert("tiny", VOCAB, **SMALL, causal=True),
     "rms": mosaicbert("tiny", VOCAB, **SMALL, norm="rms", head_bias=False, token_types=0),
 }
 transformers.logging.set_verbosity_error()

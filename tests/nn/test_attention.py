@@ -23,10 +23,18 @@ def batch_of(lengths: tuple[int, ...]) -> Packed:
     return Packed(tokens_T=torch.zeros(sum(lengths), dtype=torch.int64), lengths=lengths)
 
 
-def attend(backend: str, qkv: torch.Tensor, lengths: tuple[int, ...], alibi: bool, window: int | None) -> torch.Tensor:
+def attend(
+    backend: str,
+    qkv: torch.Tensor,
+    lengths: tuple[int, ...],
+    alibi: bool,
+    window: int | None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> torch.Tensor:
     slopes = alibi_slopes(HEADS) if alibi else None
     chosen = BACKENDS[backend]
-    return chosen.attend(qkv, chosen.plan(batch_of(lengths), slopes, window), 0.0)
+    return chosen.attend(qkv, chosen.plan(batch_of(lengths), slopes, window, causal), dropout)
 
 
 def random_qkv(lengths: tuple[int, ...] = LENGTHS) -> torch.Tensor:
@@ -35,9 +43,11 @@ def random_qkv(lengths: tuple[int, ...] = LENGTHS) -> torch.Tensor:
 
 @pytest.mark.parametrize("alibi", [True, False])
 @pytest.mark.parametrize("window", [None, 6])
-def test_grouped_equals_reference_forward_and_backward(alibi: bool, window: int | None) -> None:
+@pytest.mark.parametrize("causal", [True, False])
+def test_grouped_equals_reference_forward_and_backward(alibi: bool, window: int | None, causal: bool) -> None:
     qkv_a, qkv_b = (random_qkv().requires_grad_() for _ in range(2))
-    out_a, out_b = (attend(name, q, LENGTHS, alibi, window) for name, q in (("reference", qkv_a), ("grouped", qkv_b)))
+    pairs = (("reference", qkv_a), ("grouped", qkv_b))
+    out_a, out_b = (attend(name, qkv, LENGTHS, alibi, window, causal) for name, qkv in pairs)
     assert_close(out_b, out_a)
     weight = torch.randn_like(out_a)
     (out_a * weight).sum().backward()
@@ -47,8 +57,21 @@ def test_grouped_equals_reference_forward_and_backward(alibi: bool, window: int 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("window", [None, 6, 300])
-def test_flex_equals_reference(window: int | None) -> None:
-    assert_close(*(attend(name, random_qkv(), LENGTHS, True, window) for name in ("flex", "reference")))
+@pytest.mark.parametrize("causal", [True, False])
+def test_flex_equals_reference(window: int | None, causal: bool) -> None:
+    lengths = (*LENGTHS, 150)
+    assert_close(*(attend(name, random_qkv(lengths), lengths, True, window, causal) for name in ("flex", "reference")))
+
+
+@pytest.mark.parametrize("name", ["reference", "grouped"])
+@pytest.mark.parametrize("dropout", [0.0, 1e-7])
+def test_causal_attention_is_that_of_every_prefix(name: str, dropout: float) -> None:
+    """The output at a token is what it would be were the document to end there; the small dropout changes the path."""
+    qkv = random_qkv((6, 9))
+    out = attend(name, qkv, (6, 9), True, None, causal=True, dropout=dropout)
+    for last in range(9):
+        prefix = qkv[6 : 7 + last]
+        assert_close(out[6 + last], attend("reference", prefix, (last + 1,), True, None)[-1])
 
 
 def test_grouped_bf16_is_within_its_rounding() -> None:
@@ -95,6 +118,11 @@ def test_key_blocks_cover_exactly_the_documents_of_a_query_block() -> None:
         seen = np.isin(document, document[block * 128 : (block + 1) * 128])
         blocks = np.unique(np.flatnonzero(seen) // 128)
         assert (first[block], last[block]) == (blocks.min(), blocks.max())
+
+
+def test_causal_key_blocks_end_with_the_query_block() -> None:
+    first, last = key_blocks((100, 300, 50, 62), None, causal=True)
+    assert first.tolist() == [0, 0, 0, 0] and last.tolist() == [0, 1, 2, 3]
 
 
 def test_alibi_slopes_are_the_papers() -> None:

@@ -22,6 +22,7 @@ FAMILIES = [
     bert("tiny", 100, dropout=0.0, attention_dropout=0.0),
     modernbert("tiny", 100, window=8),
     mosaicbert("tiny", 100, dropout=0.0, norm="rms", activation="silu", norm_placement="pre", final_norm=True),
+    mosaicbert("tiny", 100, dropout=0.0, causal=True),
 ]
 
 
@@ -55,6 +56,18 @@ def test_changing_one_document_leaves_the_others_bit_identical() -> None:
     assert torch.equal(before[45:], after[45:]) and torch.equal(before[:5], after[:5])
 
 
+@pytest.mark.parametrize("config", FAMILIES)
+@pytest.mark.parametrize("causal", [True, False])
+def test_only_a_bidirectional_encoder_sees_later_tokens(config: EncoderConfig, causal: bool) -> None:
+    model, batch = MaskedLM(config.replace(causal=causal)).eval(), masked_batch().replace(masked_M=None)
+    changed = batch.tokens_T.clone()
+    changed[25] = (changed[25] + 1) % 100  # of the document at 5 to 44
+    before, after = model(batch), model(batch.replace(tokens_T=changed))
+    moved = (before != after).any(1).nonzero().flatten().tolist()
+    assert moved and set(moved) <= set(range(5, 45)) and max(moved) > 25
+    assert (min(moved) >= 25) is causal
+
+
 def test_chunks_and_padded_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = torch.randn(11, 6, requires_grad=True)
     weight, bias = torch.randn(64, 6, requires_grad=True), torch.randn(64, requires_grad=True)
@@ -82,6 +95,15 @@ def test_flops_equal_what_pytorch_counts_for_one_length(config: EncoderConfig) -
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(batch)
     assert counter.get_total_flops() == forward_flops(model.config, [106], 5)
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_causal_flops_count_the_tokens_that_are_seen(window: int | None) -> None:
+    config = mosaicbert("tiny", 100, causal=True, window=window)
+    seen = [min(i + 1, 5 if window else i + 1) for length in LENGTHS for i in range(length)]
+    blind = config.replace(num_heads=1, window=0, causal=False)  # every token sees itself alone
+    difference = forward_flops(config, LENGTHS) - forward_flops(blind, LENGTHS)
+    assert difference == pytest.approx(4 * config.width * config.depth * (sum(seen) - sum(LENGTHS)))
 
 
 @pytest.mark.parametrize("config", FAMILIES)

@@ -25,6 +25,7 @@ class AttentionContext:
     batch: Packed
     slopes_N: Tensor | None
     backend: str
+    causal: bool = False
     _plans: dict[int | None, Any] = field(default_factory=dict)
     _rotations: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -32,12 +33,12 @@ class AttentionContext:
     def of(cls, batch: Packed, config: EncoderConfig, backend: str | None) -> AttentionContext:
         """The context of a batch for an encoder of this config; `backend` None takes the device's default."""
         slopes_N = alibi_slopes(config.num_heads) if config.positions == "alibi" else None
-        return cls(batch, slopes_N, backend or default_backend(batch.device))
+        return cls(batch, slopes_N, backend or default_backend(batch.device), config.causal)
 
     def plan(self, window: int | None) -> Any:
         """The backend's plan for layers of this window."""
         if window not in self._plans:
-            self._plans[window] = BACKENDS[self.backend].plan(self.batch, self.slopes_N, window)
+            self._plans[window] = BACKENDS[self.backend].plan(self.batch, self.slopes_N, window, self.causal)
         return self._plans[window]
 
     def rotation(self, head_width: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ class EncoderConfig:
         positions: "alibi" biases attention scores by distance, "learned" adds a table of `max_len` rows to the
             embeddings, "rope" rotates queries and keys.
         position_offset: first row of the learned table that is used (RoBERTa: 2).
+        causal: a token sees itself and earlier ones only, as in a decoder; for comparisons and left-to-right scores.
         window: tokens that a local layer sees, half on each side; None means every layer sees the whole document.
         global_every: with a window, layers 0, global_every, 2 * global_every, ... stay global (ModernBERT: 3).
         local_rope_theta: rotation base of the local layers; None means the same as `rope_theta`.
@@ -46,6 +47,7 @@ class EncoderConfig:
     max_len: int = 512
     rope_theta: float = 10_000.0
     local_rope_theta: float | None = None
+    causal: bool = False
     window: int | None = None
     global_every: int = 1
     norm: Literal["layer", "rms"] = "layer"

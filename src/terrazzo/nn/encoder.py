@@ -17,7 +17,7 @@ from terrazzo.packed import Packed
 
 
 class Encoder(nn.Module):
-    """A bidirectional transformer encoder.
+    """A transformer encoder; bidirectional, unless its config says causal.
 
     Args:
         config: the architecture.

@@ -50,6 +50,10 @@ def _attention_flops(config: EncoderConfig, sizes: np.ndarray) -> float:
     total = 0.0
     for layer in range(config.depth):
         window = config.layer_window(layer)
-        seen = sizes if window is None else np.minimum(sizes, window + 1)
+        if config.causal:  # 1, 2, ... tokens, until the window's half is full
+            most = sizes if window is None else np.minimum(sizes, window // 2 + 1)
+            seen = most * (1 - (most - 1) / (2 * sizes))
+        else:
+            seen = sizes if window is None else np.minimum(sizes, window + 1)
         total += float(4 * config.width * (sizes * seen).sum())
     return total

@@ -16,8 +16,8 @@ from terrazzo.packed import Packed
 class Backend(Protocol):
     """Attention over packed documents. Shapes: T packed tokens, N heads, H head width."""
 
-    def plan(self, batch: Packed, slopes_N: Tensor | None, window: int | None) -> Any:
-        """What can be computed once a batch: document boundaries, biases, masks."""
+    def plan(self, batch: Packed, slopes_N: Tensor | None, window: int | None, causal: bool = False) -> Any:
+        """What can be computed once a batch: document boundaries, biases, masks; causal hides later tokens."""
 
     def attend(self, qkv_T3NH: Tensor, plan: Any, dropout: float) -> Tensor:
         """Attention output `(T, N * H)`; no token sees another document."""

@@ -33,9 +33,9 @@ class FlexPlan:
 class Flex:
     """FlexAttention, compiled on GPU; on CPU it runs uncompiled and forward only, which the tests use."""
 
-    def plan(self, batch: Packed, slopes_N: Tensor | None, window: int | None) -> FlexPlan:
+    def plan(self, batch: Packed, slopes_N: Tensor | None, window: int | None, causal: bool = False) -> FlexPlan:
         """Find the key blocks of every query block from the host lengths."""
-        first, last = key_blocks(batch.lengths, window)
+        first, last = key_blocks(batch.lengths, window, causal)
         counts = torch.from_numpy((last - first + 1).astype(np.int32))
         columns = np.minimum(first[:, None] + np.arange(int((last - first).max()) + 1), last[:, None])
         indices = torch.zeros(len(first), len(first), dtype=torch.int32)
@@ -44,7 +44,7 @@ class Flex:
             counts.to(batch.device, non_blocking=True)[None, None],
             indices.to(batch.device, non_blocking=True)[None, None],
             BLOCK_SIZE=BLOCK,
-            mask_mod=_same_document(batch.document_T, batch.positions_T, window),
+            mask_mod=_visible(batch.document_T, window, causal),
             seq_lengths=(batch.num_tokens, batch.num_tokens),
         )
         return FlexPlan(mask, None if slopes_N is None else _distance_penalty(slopes_N.to(batch.device)))
@@ -63,8 +63,8 @@ class Flex:
         return out[0].transpose(0, 1).flatten(1)
 
 
-def key_blocks(lengths: tuple[int, ...], window: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """First and last key block that each query block needs, documents and window considered."""
+def key_blocks(lengths: tuple[int, ...], window: int | None, causal: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """First and last key block that each query block needs; documents, window and direction considered."""
     sizes = np.asarray(lengths)
     ends = np.repeat(np.cumsum(sizes), sizes)
     starts = ends - np.repeat(sizes, sizes)
@@ -73,15 +73,17 @@ def key_blocks(lengths: tuple[int, ...], window: int | None) -> tuple[np.ndarray
     low, high = starts[heads], ends[tails] - 1
     if window is not None:
         low, high = np.maximum(low, heads - window // 2), np.minimum(high, tails + window // 2)
+    if causal:
+        high = tails
     return low // BLOCK, high // BLOCK
 
 
-def _same_document(document_T: Tensor, positions_T: Tensor, window: int | None) -> Callable[..., Tensor]:
+def _visible(document_T: Tensor, window: int | None, causal: bool) -> Callable[..., Tensor]:
     def allowed(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same = document_T[query] == document_T[key]
-        if window is None:
-            return same
-        return same & ((query - key).abs() <= window // 2)
+        seen = document_T[query] == document_T[key]
+        if window is not None:
+            seen = seen & ((query - key).abs() <= window // 2)
+        return seen & (key <= query) if causal else seen
 
     return allowed
 

@@ -48,17 +48,19 @@ class GroupedPlan:
     Args:
         token_R: the token that fills each row; padding repeats its document's first token.
         row_T: the row of each token.
+        causal: the kernel hides later tokens itself; so it hides padding, which comes after all tokens.
     """
 
     token_R: Tensor
     row_T: Tensor
     groups: tuple[Group, ...]
+    causal: bool = False
 
 
 class Grouped:
     """Length-grouped attention, forward and backward, fp32 and bf16."""
 
-    def plan(self, batch: Packed, slopes_N: Tensor | None, window: int | None) -> GroupedPlan:
+    def plan(self, batch: Packed, slopes_N: Tensor | None, window: int | None, causal: bool = False) -> GroupedPlan:
         """Group the documents of a batch; cost is a few vectorised passes over its tokens."""
         lengths = np.asarray(batch.lengths)
         starts = np.cumsum(lengths) - lengths
@@ -70,9 +72,10 @@ class Grouped:
             token_BS = np.where(real_BS, starts[members][:, None] + np.arange(size), starts[members][:, None])
             row_T[token_BS[real_BS]] = offset + np.flatnonzero(real_BS)
             tokens.append(token_BS.ravel())
-            groups.append(Group(len(members), size, _group_bias(members_B, size, slopes_N, window)))
+            visible_B = np.full_like(members_B, size) if causal else members_B
+            groups.append(Group(len(members), size, _group_bias(visible_B, size, slopes_N, window)))
             offset += groups[-1].num_rows
-        return GroupedPlan(torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(row_T), tuple(groups))
+        return GroupedPlan(torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(row_T), tuple(groups), causal)
 
     def attend(self, qkv_T3NH: Tensor, plan: GroupedPlan, dropout: float) -> Tensor:
         """Attention output `(T, N * H)`; with dropout the weights are formed explicitly, the flash kernel has none."""
@@ -128,7 +131,7 @@ class _GroupedFlash(torch.autograd.Function):
         for group, bias in zip(plan.groups, biases, strict=True):
             rows = slice(offset, offset := offset + group.num_rows)
             q, k, v = _heads(qkv_R3NH[rows], group)
-            out, logsumexp = _flash_forward(q, k, v, attn_mask=bias)
+            out, logsumexp = _flash_forward(q, k, v, 0.0, plan.causal, attn_mask=bias)
             _heads(out_RNH[rows], group).copy_(out)
             sums.append(logsumexp)
         ctx.plan, ctx.biases = plan, biases
@@ -147,7 +150,7 @@ class _GroupedFlash(torch.autograd.Function):
             rows = slice(offset, offset := offset + group.num_rows)
             q, k, v = _heads(qkv_R3NH[rows], group)
             out, grad_out = _heads(out_RNH[rows], group), _heads(grad_RNH[rows], group)
-            grads = _flash_backward(grad_out, q, k, v, out, logsumexp, 0.0, False, attn_mask=bias)
+            grads = _flash_backward(grad_out, q, k, v, out, logsumexp, 0.0, plan.causal, attn_mask=bias)
             for target, value in zip(_heads(grad_qkv_R3NH[rows], group), grads, strict=True):
                 target.copy_(value)
         return grad_qkv_R3NH.index_select(0, plan.row_T), None
@@ -167,6 +170,10 @@ def _attend_with_dropout(qkv_T3NH: Tensor, plan: GroupedPlan, dropout: float) ->
         q, k, v = _heads(rows, group)
         scores = q @ k.mT * head_width**-0.5
         bias = _expanded(group.bias, group, num_heads, scores.dtype)
-        weights = F.softmax(scores if bias is None else scores + bias, dim=-1)
+        scores = scores if bias is None else scores + bias
+        if plan.causal:
+            later_SS = torch.ones(group.max_len, group.max_len, dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(later_SS, -torch.inf)
+        weights = F.softmax(scores, dim=-1)
         outputs.append((torch.dropout(weights, dropout, train=True) @ v).transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, plan.row_T).flatten(1)

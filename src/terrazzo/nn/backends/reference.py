@@ -21,14 +21,15 @@ class ReferencePlan:
     lengths: tuple[int, ...]
     slopes_N: Tensor | None
     window: int | None
+    causal: bool = False
 
 
 class Reference:
     """Softmax attention by explicit score matrices."""
 
-    def plan(self, batch: Packed, slopes_N: Tensor | None, window: int | None) -> ReferencePlan:
+    def plan(self, batch: Packed, slopes_N: Tensor | None, window: int | None, causal: bool = False) -> ReferencePlan:
         """Keep the document lengths."""
-        return ReferencePlan(batch.lengths, slopes_N, window)
+        return ReferencePlan(batch.lengths, slopes_N, window, causal)
 
     def attend(self, qkv_T3NH: Tensor, plan: ReferencePlan, dropout: float) -> Tensor:
         """Attention output `(T, N * H)`."""
@@ -44,5 +45,7 @@ class Reference:
             scores_NLL = scores_NLL - plan.slopes_N[:, None, None] * distance_LL
         if plan.window is not None:
             scores_NLL = scores_NLL.masked_fill(distance_LL > plan.window // 2, -math.inf)
+        if plan.causal:
+            scores_NLL = scores_NLL.masked_fill(positions[:, None] < positions[None], -math.inf)
         weights_NLL = scores_NLL.softmax(-1).to(v_NLH.dtype)
         return (torch.dropout(weights_NLL, dropout, train=True) @ v_NLH).transpose(0, 1)
