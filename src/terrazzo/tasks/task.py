@@ -5,7 +5,7 @@ Shapes: T packed tokens, B documents, M selected tokens, C outputs of the head, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ class Span:
     text: str = ""
 
 
-#: What a row says the answer is: a class, several classes, a value, a tag a word, or spans (of which none may be right).
+#: What a row says the answer is: a class, several classes, a value, a tag a word, or spans (none of them may be right).
 Target = str | float | tuple[str, ...] | tuple[Span, ...]
 
 
@@ -120,6 +120,10 @@ class Result:
     error: str | None = None
 
 
+#: A metric as a function of rows that have targets and of what was said about them.
+Metric = Callable[[Sequence[Example], Sequence[Result]], float]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scores:
     """Metrics of a set of predictions.
@@ -149,11 +153,13 @@ class Task(Protocol):
         """Name in configs and on the command line."""
         ...
 
-    def encode(self, example: Example, tokenizer: Tokenizer, max_len: int) -> list[Encoded]:
-        """The documents that a row becomes, each of at most `max_len` tokens.
+    def encode_many(
+        self, examples: Sequence[Example], tokenizer: Tokenizer, max_len: int
+    ) -> list[list[Encoded] | BadRow]:
+        """The documents that each row becomes, of at most `max_len` tokens; tokenizing many rows at once is fast.
 
-        Raises:
-            InputError: the row cannot be used: an unknown class or problem, no text, an answer outside its context.
+        A row that cannot be used becomes a `BadRow`: an unknown class or problem, no text, an answer not in its context.
+        A row without a target encodes without a label; leave targets out to predict for rows whose classes are unknown.
         """
         ...
 
@@ -178,4 +184,8 @@ class Task(Protocol):
 
     def score(self, examples: Sequence[Example], results: Sequence[Result]) -> Scores:
         """Metrics over rows that have targets; a result with an error counts as wrong."""
+        ...
+
+    def main_metric(self) -> Metric:
+        """The metric that `score` calls main, for intervals; a `metrics.SumMetric` where sums over rows tell it."""
         ...
