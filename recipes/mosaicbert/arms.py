@@ -40,7 +40,16 @@ class Arm:
 
 
 MOSAICBERT = Arm(name="mosaicbert", label="MosaicBERT")
-BERT = Arm(name="bert", label="BERT the usual way", implementation="transformers", rate=0.15)
+BERT = Arm(
+    name="bert",
+    label="BERT the usual way",
+    implementation="transformers",
+    alibi=False,
+    gated=False,
+    rate=0.15,
+    padded=True,
+    dense_head=True,
+)
 ABLATIONS = (
     Arm(name="alibi", label="learned positions", alibi=False),
     Arm(name="geglu", label="plain GELU MLP", gated=False),
@@ -72,25 +81,30 @@ class Shape:
         return round(self.mlp_width * 2 / 3 / 8) * 8
 
 
+def encoder_config(arm: Arm, shape: Shape, corpus: Corpus) -> EncoderConfig:
+    """The architecture of an arm."""
+    return EncoderConfig(
+        vocab_size=corpus.vocab_size,
+        width=shape.width,
+        depth=shape.depth,
+        num_heads=shape.num_heads,
+        mlp_width=shape.gated_width() if arm.gated else shape.mlp_width,
+        gated=arm.gated,
+        mlp_in_bias=not arm.gated,
+        positions="alibi" if arm.alibi else "learned",
+        max_len=shape.max_len,
+        dropout=shape.dropout,
+        init_std=shape.init_std,
+    )
+
+
 class OursLM(nn.Module):
     """Our model, with the batch's documents padded or the head on all positions where the arm says so."""
 
     def __init__(self, arm: Arm, shape: Shape, corpus: Corpus) -> None:
         super().__init__()
         self.arm, self.max_len, self.pad = arm, shape.max_len, corpus.special.pad
-        fields = EncoderConfig(
-            vocab_size=corpus.vocab_size,
-            width=shape.width,
-            depth=shape.depth,
-            num_heads=shape.num_heads,
-            mlp_width=shape.gated_width() if arm.gated else shape.mlp_width,
-            gated=arm.gated,
-            mlp_in_bias=not arm.gated,
-            positions="alibi" if arm.alibi else "learned",
-            max_len=shape.max_len,
-            dropout=shape.dropout,
-            init_std=shape.init_std,
-        )
+        fields = encoder_config(arm, shape, corpus)
         self.model = MaskedLM(fields, register(self.pad) if arm.padded else None)
 
     def forward(self, batch: Packed) -> Tensor:

@@ -75,8 +75,8 @@ class Trainer:
         stream = Stream(corpus.train, corpus.special, max_len=max_len, pieces_per_step=pieces, seed=seed)
         self.loader = Loader(stream, self.objective, micro_tokens=pieces * max_len, workers=0)
 
-    def step(self, progress: float) -> tuple[float, int]:
-        """Returns the mean training loss and the real tokens of the step."""
+    def step(self, progress: float) -> tuple[float, Packed]:
+        """Returns the mean training loss and the batch of the step."""
         batches = next(self.loader)
         (batch,) = batches.batches
         loss = self.model(batch) / batches.weight
@@ -86,7 +86,7 @@ class Trainer:
             group["lr"] = group["base_lr"] * self.recipe.schedule(progress)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach()), batches.num_tokens
+        return float(loss.detach()), batch
 
 
 @torch.no_grad()
@@ -119,9 +119,9 @@ def train_arm(spec: Spec) -> dict[str, Any]:
     curve.append({"step": 0, "seconds": 0.0, "tokens": 0, "heldout_loss": heldout_loss(trainer.model, heldout)})
     for step in range(1, spec.steps + 1):
         begin = time.process_time()
-        _, num_tokens = trainer.step(step / spec.steps)
+        _, batch = trainer.step(step / spec.steps)
         cpu += time.process_time() - begin
-        tokens += num_tokens
+        tokens += batch.num_tokens
         if step in due:
             loss = heldout_loss(trainer.model, heldout)
             curve.append({"step": step, "seconds": step * spec.step_seconds, "tokens": tokens, "heldout_loss": loss})
