@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import terrazzo
-from terrazzo.api import batches
 from terrazzo.checkpoint import save_model
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, MaskedLM, bert, mosaicbert
@@ -94,12 +93,6 @@ def test_no_texts_and_texts_without_tokens(model, tmp_path):
     bare = terrazzo.load(folder(tmp_path / "bare", framed=False))
     vectors = bare.encode(["", "cat"])
     assert not vectors[0].any() and vectors[1].any()
-
-
-def test_batches_keep_the_budget_and_every_text():
-    lengths = [3, 9, 0, 1, 7, 7, 30, 2]
-    runs = [run.tolist() for run in batches(lengths, 16)]
-    assert runs == [[6], [1, 4], [5, 0, 7, 3]]
 
 
 @pytest.mark.parametrize(

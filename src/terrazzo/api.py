@@ -1,11 +1,11 @@
-"""A trained model in use: `terrazzo.load(folder)`, then `encode` and `fill_mask`.
+"""A trained model in use: `terrazzo.load(folder)`, then `encode`, `fill_mask` and `predict`.
 
 Shapes: T packed tokens, B documents, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,10 @@ from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig, MaskedLM
 from terrazzo.nn.backends import BACKENDS
 from terrazzo.packed import Packed
+from terrazzo.tasks import Result
+from terrazzo.tasks.batches import by_budget
+from terrazzo.tasks.model import HOW_TO_FINETUNE, LoadedTask, is_task_folder, load_task_model, model_folder
+from terrazzo.tasks.predict import Predictor, Row
 
 Pooling = Literal["mean", "cls", "max"]
 POOLINGS = ("mean", "cls", "max")
@@ -45,7 +49,7 @@ def load(
     dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> Model:
-    """Open a model folder, ours or a published one, for use.
+    """Open a model folder, ours or a published one, for use; what pretrain and finetune wrote stands for its model.
 
     Args:
         device: where it runs; None is the CPU.
@@ -53,7 +57,8 @@ def load(
         backend: attention backend by name; None takes the device's default.
 
     Raises:
-        InputError: not a model folder, no tokenizer in it, a tokenizer of another model, an unknown backend or device.
+        InputError: not a model folder, no tokenizer in it, a tokenizer of another model, a damaged task, an unknown
+            backend or device.
     """
     try:
         chosen = torch.device(device or "cpu")
@@ -63,8 +68,12 @@ def load(
         raise InputError(f"device={str(device)!r}: PyTorch sees no GPU here; leave it out for the CPU")
     if backend is not None and backend not in BACKENDS:
         raise InputError(f"backend={backend!r}: {nearest(backend, BACKENDS)}")
-    network = load_model(path, device, dtype or torch.float32, backend).eval()
-    return Model(network, load_tokenizer(path, network.config))
+    folder = model_folder(path)
+    if is_task_folder(folder):
+        loaded = load_task_model(folder, device, dtype or torch.float32, backend)
+        return Model(loaded.model.encoder, loaded.tokenizer, loaded)
+    network = load_model(folder, device, dtype or torch.float32, backend)
+    return Model(network, load_tokenizer(folder, network.config))
 
 
 class Model:
@@ -73,10 +82,12 @@ class Model:
     Args:
         network: the encoder, with or without the masked-language-model head.
         tokenizer: gives model-ready ids, special tokens included.
+        task: the task whose head was trained on the encoder, where there is one.
     """
 
-    def __init__(self, network: MaskedLM | Encoder, tokenizer: Tokenizer) -> None:
+    def __init__(self, network: MaskedLM | Encoder, tokenizer: Tokenizer, task: LoadedTask | None = None) -> None:
         self.network, self.tokenizer = network.eval(), tokenizer
+        self.predictor = None if task is None else Predictor(task.model, tokenizer, task.max_len)
 
     @property
     def config(self) -> EncoderConfig:
@@ -116,7 +127,7 @@ class Model:
             raise InputError(f"pooling={pooling!r}: known: {', '.join(POOLINGS)}")
         documents = self._tokenize(_checked(texts), self._checked_max_len(max_len))
         vectors = np.zeros((len(documents), self.config.width), dtype=np.float32)
-        for rows in batches([len(ids) for ids in documents], batch_tokens):
+        for rows in by_budget([len(ids) for ids in documents], batch_tokens):
             batch = Packed.from_sequences([documents[row] for row in rows]).to(self.device)
             vectors[rows] = self._vectors(batch, pooling, normalize).cpu().numpy()
         return vectors
@@ -147,13 +158,32 @@ class Model:
             for pair in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
+    def predict(self, texts: Sequence[Row], batch_tokens: int = 16_384) -> list[Result]:
+        """What the fine-tuned task says about each text, in order: `.label`, `.score`, `.probabilities` or `.spans`.
+
+        A row that cannot be answered gives a result with `.error` and stops nothing.
+
+        Args:
+            texts: strings; pairs as tuples; dicts with the fields of a row ("question" and "context", "tokens",
+                "problem") where the task needs them.
+            batch_tokens: tokens that run at a time, or one document where it is longer.
+
+        Raises:
+            InputError: the model was not fine-tuned, or one bare string instead of a list.
+        """
+        if self.predictor is None:
+            raise InputError(f"predict: this model has no head of a task: {HOW_TO_FINETUNE}")
+        if isinstance(texts, (str, Mapping)):
+            raise InputError(f"predict takes a list of rows, got {str(texts)[:40]!r} alone: write predict([...])")
+        return self.predictor.predict(texts, batch_tokens)
+
     def _tokenize(self, texts: list[str], max_len: int) -> list[np.ndarray]:
-        if (self.tokenizer.truncation or {}).get("max_length") != max_len:
-            self.tokenizer.enable_truncation(max_len)
         documents: list[np.ndarray] = []
+        self.tokenizer.enable_truncation(max_len)
         for first in range(0, len(texts), _TEXTS_AT_A_TIME):
             encodings = self.tokenizer.encode_batch_fast(texts[first : first + _TEXTS_AT_A_TIME])
             documents += [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
+        self.tokenizer.no_truncation()  # a task cuts in its own way
         return documents
 
     def _checked_max_len(self, max_len: int | None) -> int:
@@ -173,23 +203,6 @@ class Model:
             lengths_B = batch.cu_seqlens.diff().long()
             vectors_BD = torch.segment_reduce(self.encoder(batch).float(), pooling, lengths=lengths_B, unsafe=True)
         return F.normalize(vectors_BD) if normalize else vectors_BD
-
-
-def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]:
-    """Indices of texts, longest first, in runs of at most `batch_tokens` tokens or of one text; empty texts left out.
-
-    Longest first, so that a budget beyond the memory fails at once.
-    """
-    if batch_tokens < 1:
-        raise InputError(f"batch_tokens={batch_tokens}: must be at least 1")
-    sizes = np.asarray(lengths, dtype=np.int64)
-    order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
-    ends, first = np.cumsum(sizes[order]), 0
-    while first < len(order):
-        before = ends[first - 1] if first else 0
-        last = max(first + 1, int(np.searchsorted(ends, before + batch_tokens, side="right")))
-        yield order[first:last]
-        first = last
 
 
 def _checked(texts: Sequence[str]) -> list[str]:

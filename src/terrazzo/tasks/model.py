@@ -31,7 +31,8 @@ from terrazzo.tasks.task import Task
 
 TASK, HEAD = "task.json", "head.safetensors"
 FORMAT = "terrazzo-task-1"
-_FINETUNE = "terrazzo finetune --model MODEL --task label --train TRAIN --eval DEV --out DIR"
+#: What to type where a model has no head yet.
+HOW_TO_FINETUNE = "fine-tune it first: terrazzo finetune --model MODEL --task label --train TRAIN --eval DEV --out DIR"
 
 
 class TaskModel(nn.Module):
@@ -152,7 +153,7 @@ def load_task_model(
     folder = model_folder(path)
     encoder = load_model(folder, device, dtype, backend)
     if not is_task_folder(folder):
-        raise InputError(f"{folder}: a model without the head of a task: fine-tune it first: {_FINETUNE}")
+        raise InputError(f"{folder}: a model without the head of a task: {HOW_TO_FINETUNE}")
     assert isinstance(encoder, Encoder), "a task folder holds no masked-language-model head"
     values = _read_task(folder / TASK)
     task = task_from_dict(values["task"], f"{folder / TASK}: task")
