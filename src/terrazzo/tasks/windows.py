@@ -1,0 +1,85 @@
+"""Long texts in overlapping windows, and tokens with their characters.
+
+Shapes: L tokens of a text, W windows, K chosen tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from terrazzo.data.tokenizer import encodable
+
+_AT_A_TIME = 4096
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a text without special ones around it: ids and, in characters of the text, starts and ends."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def first_within(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """For each stretch of characters the first token that has one of them, -1 where none has.
+
+        A token may begin before the stretch: byte-level BPE counts the space before a word to the word.
+        """
+        if not len(self):
+            return np.full(len(starts), -1)
+        found = np.minimum(np.searchsorted(self.ends, starts, side="right"), len(self) - 1)
+        return np.where((self.ends[found] > starts) & (self.starts[found] < ends), found, -1)
+
+
+def tokens_of(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
+    """The tokens of each text, uncut; many texts are split at once."""
+    if tokenizer.truncation is not None:
+        tokenizer.no_truncation()
+    if tokenizer.padding is not None:
+        tokenizer.no_padding()
+    clean = [encodable(text) for text in texts]
+    result = []
+    for start in range(0, len(clean), _AT_A_TIME):
+        for encoding in tokenizer.encode_batch(clean[start : start + _AT_A_TIME], add_special_tokens=False):
+            offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+            # A token that normalisation made of nothing must not hide those before it from a binary search.
+            ends = np.maximum.accumulate(offsets[:, 1])
+            result.append(Tokens(np.array(encoding.ids, dtype=np.int64), offsets[:, 0], ends))
+    return result
+
+
+def windows(length: int, size: int, overlap: int) -> np.ndarray:
+    """First and last-plus-one token `(W, 2)` of the fewest windows of at most `size` tokens that cover `length`.
+
+    Neighbours share at least `overlap` tokens (at most half of `size` is honoured); all are equally long, give or take
+    one token, so that none is a stump. A text without tokens has one empty window.
+    """
+    assert size >= 1, size
+    if length <= size:
+        return np.array([[0, length]])
+    overlap = min(overlap, size // 2)
+    count = -(-(length - overlap) // (size - overlap))
+    width = -(-(length + (count - 1) * overlap) // count)
+    starts = np.arange(count) * (length - width) // (count - 1)
+    return np.stack([starts, starts + width], axis=1)
+
+
+def most_context(windows_W2: np.ndarray, tokens_K: np.ndarray, length: int) -> np.ndarray:
+    """The window `(K,)` in which each token has most context: the largest distance to the nearer of its edges.
+
+    An edge of the text itself is no edge: there is nothing beyond it. Of equals the first.
+
+    Reference: BERT's `run_squad.py`, "maximum context".
+    """
+    starts_W1, ends_W1 = windows_W2[:, :1], windows_W2[:, 1:]
+    before_WK = np.where(starts_W1 == 0, length, tokens_K - starts_W1)
+    after_WK = np.where(ends_W1 == length, length, ends_W1 - 1 - tokens_K)
+    outside_WK = (tokens_K < starts_W1) | (tokens_K >= ends_W1)
+    return np.where(outside_WK, -1, np.minimum(before_WK, after_WK)).argmax(0)
