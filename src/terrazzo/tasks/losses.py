@@ -5,9 +5,15 @@ Shapes: B rows, C classes. Everything that a batch of documents is to the pooled
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from terrazzo.config import nearest
+from terrazzo.errors import InputError
 
 
 def cross_entropy_sum(
@@ -115,3 +121,54 @@ def span_cross_entropy_sum(scores_T2: Tensor, lengths: tuple[int, ...], spans_B2
     sums_B2 = shifted_T2.new_zeros(len(lengths), 2).index_add(0, document_T, shifted_T2.exp())
     right_B2 = shifted_T2.gather(0, starts_B[:, None] + spans_B2)
     return (sums_B2.log() - right_B2).sum() / 2
+
+
+def class_weights(
+    wanted: Literal["balanced"] | Mapping[str, float] | None, classes: Sequence[str], counts: Sequence[int]
+) -> list[float] | None:
+    """A weight for each class, such that their mean over the training rows is 1; None where rows count alike.
+
+    "balanced" weighs a class by n / (C n_c); a mapping weighs those that it names, 1 for the others.
+
+    Args:
+        counts: training rows of each class.
+
+    Raises:
+        InputError: a class that is not one, or weights that are negative or all zero.
+    """
+    if wanted is None:
+        return None
+    if wanted == "balanced":
+        raw = [1 / max(count, 1) for count in counts]
+    else:
+        check_weights(wanted, classes)
+        raw = [wanted.get(name, 1.0) for name in classes]
+    total = sum(count * weight for count, weight in zip(counts, raw, strict=True))
+    if total <= 0:
+        raise InputError(f"class_weights {dict(wanted)!r}: every training row would weigh nothing")  # type: ignore[arg-type]
+    return [weight * sum(counts) / total for weight in raw]
+
+
+def positive_weights(
+    wanted: Literal["balanced"] | Mapping[str, float] | None, classes: Sequence[str], counts: Sequence[int], rows: int
+) -> list[float] | None:
+    """Weight of a yes for each of several classes: "balanced" makes all its yeses weigh as much as its noes.
+
+    Raises:
+        InputError: a class that is not one, or a negative weight.
+    """
+    if wanted is None:
+        return None
+    if wanted == "balanced":
+        return [max(rows - count, 1) / max(count, 1) for count in counts]
+    check_weights(wanted, classes)
+    return [wanted.get(name, 1.0) for name in classes]
+
+
+def check_weights(wanted: Mapping[str, float], classes: Sequence[str]) -> None:
+    """Raise InputError for a weight of an unknown class or below zero."""
+    for name, weight in wanted.items():
+        if name not in classes:
+            raise InputError(f"class_weights: {name!r} is not a class: {nearest(name, classes)}")
+        if not weight >= 0:
+            raise InputError(f"class_weights: the weight of {name!r} is {weight}, it must not be negative")
