@@ -17,7 +17,7 @@ from terrazzo.nn import MaskedLM
 from terrazzo.objectives import MLM, Loss, MLMConfig
 from terrazzo.optim import AdamWConfig, LionConfig, MuonConfig, Ramp, Schedule, StableAdamWConfig
 from terrazzo.testing import TINY_MODEL, check_method, log_metrics, losses, tiny_run
-from terrazzo.train import Budget, FromFolder, Init, Previous, RunConfig, Sampling, Stage, loop, train
+from terrazzo.train import Budget, FromFolder, Init, Previous, RunConfig, Sampling, Stage, loop, pretraining, train
 from terrazzo.train.state import latest_checkpoint
 
 CALM = Init(fields={**TINY_MODEL, "dropout": 0.0})
@@ -163,7 +163,7 @@ def test_a_time_budget_ends_on_time_with_the_schedule_finished(corpus, tmp_path,
         return {"heldout_loss": 1.0, "heldout_accuracy": 0.0, "heldout_masked": 1}
 
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now))
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(pretraining, "evaluate", evaluate)
     monkeypatch.setattr(MLM, "loss", clocked(MLM.loss))
     sampling = Sampling(max_len=32, batch_tokens=128, micro_tokens=512, workers=0)
     config = tiny_run(
@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_a_number_names_step_documents_and_the_last_good_chec
         with pytest.raises(RunError, match="^step 5: the loss is nan") as caught:
             train(config, hooks=log_metrics)
     named = caught.value.args[0]
-    stream = loop.stage_stream(corpus, ONE_MICRO_BATCH, loop.derive(config.seed, "stage", 0))
+    stream = pretraining.stage_stream(corpus, ONE_MICRO_BATCH, loop.derive(config.seed, "stage", 0))
     documents = stream.documents(4)
     assert f"documents of this step: {', '.join(map(str, documents[:20]))}" in named
     assert f"Last good checkpoint: {tmp_path / 'run' / 'checkpoints' / 'step-00000003'}" in named

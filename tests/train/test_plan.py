@@ -11,7 +11,7 @@ from terrazzo.nn import parameter_count, training_flops
 from terrazzo.optim import AdamWConfig
 from terrazzo.testing import TINY_MODEL, tiny_run
 from terrazzo.train import Budget, Init, Previous, RunConfig, Sampling, Stage, plan
-from terrazzo.train.check import stage_stream
+from terrazzo.train.pretraining import stage_stream
 
 
 def config_of(corpus, tmp_path, budget, **fields):

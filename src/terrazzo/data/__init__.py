@@ -1,10 +1,10 @@
 """From raw text to packed batches."""
 
 from terrazzo.data.corpus import Corpus, SpecialTokens, Split
-from terrazzo.data.loader import Loader, StepBatches, evaluation_batches
+from terrazzo.data.loader import Loader, StepBatches, evaluation_batches, num_predictions
 from terrazzo.data.options import PrepareConfig
 from terrazzo.data.prepare import prepare
-from terrazzo.data.stream import StepPlan, Stream, pieces_for_tokens
+from terrazzo.data.stream import StepPlan, StepSource, Stream, pieces_for_tokens, shuffled
 from terrazzo.data.tokenizer import encodable, word_start_table
 
 __all__ = [
@@ -15,10 +15,13 @@ __all__ = [
     "Split",
     "StepBatches",
     "StepPlan",
+    "StepSource",
     "Stream",
     "encodable",
     "evaluation_batches",
+    "num_predictions",
     "pieces_for_tokens",
     "prepare",
+    "shuffled",
     "word_start_table",
 ]

@@ -17,7 +17,7 @@ from terrazzo.data.corpus import SpecialTokens, Split
 from terrazzo.data.keyed import derive, permute
 from terrazzo.data.packing import best_fit
 from terrazzo.data.pieces import Pieces
-from terrazzo.data.stream import Stream, check_deal
+from terrazzo.data.stream import StepSource, check_deal
 from terrazzo.errors import InputError
 from terrazzo.packed import Packed
 
@@ -46,8 +46,13 @@ class StepBatches:
 
     @property
     def weight(self) -> int:
-        """Masked tokens of this rank."""
-        return sum(batch.masked_M.numel() for batch in self.batches if batch.masked_M is not None)
+        """Predictions of this rank: masked tokens, labelled tokens or documents."""
+        return sum(map(num_predictions, self.batches))
+
+
+def num_predictions(batch: Packed) -> int:
+    """What the loss of a batch is a sum over: the tokens at `masked_M`, or the documents where it is None."""
+    return batch.num_documents if batch.masked_M is None else batch.masked_M.numel()
 
 
 class Loader:
@@ -70,7 +75,7 @@ class Loader:
 
     def __init__(
         self,
-        stream: Stream,
+        stream: StepSource,
         objective: Corrupter,
         *,
         rank: int = 0,
@@ -80,7 +85,7 @@ class Loader:
         start_step: int = 0,
     ) -> None:
         assert 0 <= rank < world_size, (rank, world_size)
-        check_deal(stream.pieces_per_step, stream.pieces.longest, world_size, micro_tokens)
+        check_deal(stream.pieces_per_step, stream.longest, world_size, micro_tokens)
         self.stream, self.objective = stream, objective
         self.rank, self.world_size, self.micro_tokens = rank, world_size, micro_tokens
         self._numbers = itertools.count(start_step)
@@ -127,7 +132,7 @@ class Loader:
         try:
             plan = self.stream.step(t)
             shares = plan.deal(self.world_size, self.micro_tokens)[self.rank]
-            batches = [self.stream.pieces.pack(plan.pieces[share], plan.epochs[share]) for share in shares]
+            batches = [self.stream.pack(plan.pieces[share], plan.epochs[share]) for share in shares]
         except Exception as error:
             error.add_note(f"in step {t} of the training stream")
             raise

@@ -7,6 +7,7 @@ step is reached in O(1), and every rank computes the same plan without a word to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from terrazzo.data.keyed import derive, permute
 from terrazzo.data.packing import balance, loads, serpentine
 from terrazzo.data.pieces import Pieces
 from terrazzo.errors import InputError
+from terrazzo.packed import Packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,44 @@ def check_deal(num_pieces: int, longest: int, world_size: int, micro_tokens: int
         )
 
 
+def shuffled(t: int, per_step: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `count` items step `t` takes, and in which pass over them: a keyed shuffle that is another each epoch.
+
+    Returns:
+        int64 `(per_step,)` items and epochs; the last step of an epoch takes its rest from the next.
+    """
+    first = t * per_step
+    epochs, offsets = np.divmod(np.arange(first, first + per_step), count)
+    items = np.empty_like(offsets)
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        own = epochs == epoch
+        items[own] = permute(offsets[own], count, derive(seed, "order", epoch))
+    return items, epochs
+
+
+class StepSource(Protocol):
+    """What a loader reads: steps of numbered pieces.
+
+    Args:
+        seed: of the order and of what is drawn.
+        longest: tokens of the longest piece.
+    """
+
+    pieces_per_step: int
+    seed: int
+
+    @property
+    def longest(self) -> int: ...
+
+    def step(self, t: int) -> StepPlan:
+        """The pieces of step `t`, from 0; the same cost for every `t`."""
+        ...
+
+    def pack(self, pieces_B: np.ndarray, epoch_B: np.ndarray) -> Packed:
+        """These pieces as one batch, in the given order."""
+        ...
+
+
 class Stream:
     """The pieces of a split in a shuffled order that differs from epoch to epoch, cut into steps.
 
@@ -110,13 +150,17 @@ class Stream:
 
     def step(self, t: int) -> StepPlan:
         """The pieces of step `t`, from 0; the same cost for every `t`."""
-        first = t * self.pieces_per_step
-        epochs, offsets = np.divmod(np.arange(first, first + self.pieces_per_step), len(self.pieces))
-        pieces = np.empty_like(offsets)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            own = epochs == epoch
-            pieces[own] = permute(offsets[own], len(self.pieces), derive(self.seed, "order", epoch))
+        pieces, epochs = shuffled(t, self.pieces_per_step, len(self.pieces), self.seed)
         return StepPlan(pieces=pieces, epochs=epochs, lengths=self.pieces.lengths(pieces))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest piece, special tokens included."""
+        return self.pieces.longest
+
+    def pack(self, pieces_B: np.ndarray, epoch_B: np.ndarray) -> Packed:
+        """These pieces as one batch, in the given order."""
+        return self.pieces.pack(pieces_B, epoch_B)
 
     def documents(self, t: int) -> np.ndarray:
         """Sorted indices of the documents that step `t` reads, to name them when something goes wrong."""

@@ -10,7 +10,6 @@ from torch import nn
 
 from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig
-from terrazzo.objectives import check_direction
 from terrazzo.optim import Schedule, ScheduleConfig
 from terrazzo.train.distributed import Ranks
 from terrazzo.train.memory import choose_micro_tokens

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from terrazzo.errors import InputError, RunError
-from terrazzo.nn import MaskedLM
+from terrazzo.nn import Encoder
+from terrazzo.packed import Packed
 
 TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -105,14 +106,25 @@ def joined(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
 
 
 class StepModule(nn.Module):
-    """Model and objective as one module whose forward is the loss, which is what DDP and FSDP2 wrap."""
+    """Model and objective as one module whose forward is the loss, which is what DDP and FSDP2 wrap.
 
-    def __init__(self, model: MaskedLM, objective: Any) -> None:
+    `module(batch, outputs=True)` gives what the model itself gives, for evaluations.
+    """
+
+    def __init__(self, model: nn.Module, objective: Any) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
 
-    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    @property
+    def encoder(self) -> Encoder:
+        encoder = self.model.get_submodule("encoder")
+        assert isinstance(encoder, Encoder)
+        return encoder
+
+    def forward(self, batch: Packed, outputs: bool = False) -> Any:
+        if outputs:
+            return self.model(batch)
         loss = self.objective.loss(self.model, batch)
         return loss.sum, loss.logs
 
@@ -122,7 +134,7 @@ def wrap(module: StepModule, ranks: Ranks, method: Literal["ddp", "fsdp2"]) -> n
     if ranks.world_size == 1:
         return module
     if method == "fsdp2":
-        for block in module.model.encoder.blocks:
+        for block in module.encoder.blocks:
             fully_shard(block)
         fully_shard(module)
         return module

@@ -6,20 +6,20 @@ import contextlib
 import errno
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from terrazzo.checkpoint import save_model
-from terrazzo.config import to_dict
-from terrazzo.data import Corpus
+from torch import nn
+
+from terrazzo.config import from_dict, to_dict
 from terrazzo.errors import InputError, RunError
-from terrazzo.nn import MaskedLM
 from terrazzo.provenance import provenance, write_json_atomic
 from terrazzo.train.distributed import Ranks
 from terrazzo.train.run import RunConfig
-from terrazzo.train.samples import fill_mask_samples
-from terrazzo.train.state import Checkpoint, latest_checkpoint, remove_unfinished
+from terrazzo.train.state import Checkpoint, best_folder, latest_checkpoint, remove_unfinished
+from terrazzo.train.workload import Workload
 
 if TYPE_CHECKING:
     from terrazzo.train.loop import Session
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FREE_FIELDS = ("data", "out", "threads", "checkpoint_every", "keep", "price_per_hour", "tensorboard", "distributed")
 
 
-def check_run(config: RunConfig, corpus: Corpus, resume: bool) -> tuple[dict[str, Any], Checkpoint | None]:
+def check_run(config: RunConfig, workload: Workload, resume: bool) -> tuple[dict[str, Any], Checkpoint | None]:
     """The record of the run that `config` means, and the checkpoint to go on from; nothing is written yet.
 
     Raises:
@@ -38,7 +38,8 @@ def check_run(config: RunConfig, corpus: Corpus, resume: bool) -> tuple[dict[str
     record = {
         "format": "terrazzo-run-1",
         "config": to_dict(config),
-        "data_fingerprint": corpus.fingerprint,
+        "workload": to_dict(workload.describe()),
+        "data_fingerprint": workload.fingerprint,
         "price_per_hour": config.price_per_hour,
     }
     if resume:
@@ -118,8 +119,9 @@ def check_same_run(run: Path, record: dict[str, Any]) -> None:
             f"{record['config']['data']}: the data differs from what {run} was trained on (another tokenizer or other "
             "documents): resume with the original data folder, or begin a new run with --out"
         )
+    begun_with = to_dict(from_dict(RunConfig, before["config"], str(run / "run.json")))
     for name, value in record["config"].items():
-        if name not in FREE_FIELDS and (old := before["config"].get(name)) != value:
+        if name not in FREE_FIELDS and (old := begun_with[name]) != value:
             raise InputError(
                 f"{run} was begun with {_first_difference(name, old, value)}; resume it with the same value"
             )
@@ -137,16 +139,15 @@ def _first_difference(path: str, old: Any, new: Any) -> str:
     return f"{path} = {old!r}, not {new!r}"
 
 
-def finish_run(session: Session, model: MaskedLM) -> Path:
-    """Write the final model folder and its sample predictions."""
-    final = session.run / "model"
+def finish_run(session: Session, model: nn.Module) -> Path:
+    """Write what the workload leaves of the final model, on one rank."""
     if session.ranks.is_main:
         counters = session.counters
         done = {"steps": counters.total_steps, "tokens": counters.tokens, "seconds": counters.seconds}
-        save_model(final, model, session.corpus.path / "tokenizer.json", {**session.provenance, "trained": done})
-        write_json_atomic(session.run / "samples.json", fill_mask_samples(model, session.corpus))
+        session.workload.finish(session.run, model, {**session.provenance, "trained": done})
+        shutil.rmtree(best_folder(session.run), ignore_errors=True)
     session.ranks.barrier()
-    return final
+    return session.run / "model"
 
 
 @contextlib.contextmanager

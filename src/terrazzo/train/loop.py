@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import signal
 import statistics
@@ -18,29 +17,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from terrazzo.data import Corpus, Loader, evaluation_batches, word_start_table
+from terrazzo.checkpoint import atomic_folder
+from terrazzo.data import Corpus, Loader
 from terrazzo.data.keyed import derive
 from terrazzo.errors import RunError
-from terrazzo.nn import EncoderConfig, MaskedLM, parameter_count, training_flops
 from terrazzo.packed import Packed
-from terrazzo.train.check import check_fit, check_stages, stage_schedules, stage_stream
+from terrazzo.train.check import stage_schedules
 from terrazzo.train.distributed import Ranks, StepModule, gradient_sync, joined, wrap
-from terrazzo.train.evaluation import evaluate
 from terrazzo.train.folder import begun, check_run, disk_errors, finish_run
 from terrazzo.train.hardware import compute_dtype, measured_peak
 from terrazzo.train.hooks import Hook
+from terrazzo.train.pretraining import Pretraining
 from terrazzo.train.run import RunConfig
-from terrazzo.train.sources import build_model
 from terrazzo.train.state import (
     Checkpoint,
     Counters,
-    assemble,
+    best_folder,
+    copied,
+    restore_model,
     restore_optimizer,
     save_checkpoint,
     step_module,
     whole_model,
     whole_optimizer,
 )
+from terrazzo.train.workload import StageStart, Workload
 
 #: Weight of the past in the smoothed loss that divergence is judged by.
 SMOOTHING = 0.95
@@ -51,7 +52,7 @@ class Session:
     """What every stage of a run needs."""
 
     config: RunConfig
-    corpus: Corpus
+    workload: Workload
     ranks: Ranks
     dtype: torch.dtype
     peak: float
@@ -76,11 +77,16 @@ class Session:
 
 
 def train(
-    config: RunConfig, *, resume: bool = False, hooks: Callable[[Path], Sequence[Hook]] | None = None
+    config: RunConfig,
+    *,
+    workload: Workload | None = None,
+    resume: bool = False,
+    hooks: Callable[[Path], Sequence[Hook]] | None = None,
 ) -> Path | None:
     """Run all stages and write RUN/model; the same code for one process and for torchrun's ranks.
 
     Args:
+        workload: what is learned; None pretrains on the corpus in `config.data`.
         resume: go on from the newest checkpoint in `config.out`; the config must be the one that began the run.
         hooks: makes rank 0's listeners for the run folder, given it.
 
@@ -94,11 +100,11 @@ def train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with joined(config.device) as ranks, disk_errors(Path(config.out)):
-        corpus = Corpus.open(config.data, verify=ranks.is_main)
-        record, checkpoint = check_run(config, corpus, resume)
+        learned = workload or Pretraining(Corpus.open(config.data, verify=ranks.is_main))
+        record, checkpoint = check_run(config, learned, resume)
         dtype = compute_dtype(config.precision, ranks.device)
-        check_stages(config, corpus, ranks, dtype == torch.bfloat16)
-        session = Session(config, corpus, ranks, dtype, measured_peak(ranks.device, dtype), checkpoint)
+        learned.check(config, ranks, dtype)
+        session = Session(config, learned, ranks, dtype, measured_peak(ranks.device, dtype), checkpoint)
         stage = StageRun(session, None)
         with begun(session.run, record, ranks) as session.provenance, contextlib.ExitStack() as stack:
             if hooks is not None and ranks.is_main:
@@ -110,7 +116,7 @@ def train(
             return finish_run(session, model) if model is not None else None
 
 
-def _run_stages(session: Session, stage: StageRun) -> MaskedLM | None:
+def _run_stages(session: Session, stage: StageRun) -> nn.Module | None:
     counters = session.counters
     while (model := stage.run()) is not None and counters.stage + 1 < len(session.config.stages):
         counters.next_stage()
@@ -119,7 +125,7 @@ def _run_stages(session: Session, stage: StageRun) -> MaskedLM | None:
 
 
 class StageRun:
-    """One stage in the making: model, stream, objective and optimizer, and the steps over them.
+    """One stage in the making: what the workload gives it, the optimizer, and the steps.
 
     Args:
         session: its counters say which stage, and how much of it is done.
@@ -129,31 +135,37 @@ class StageRun:
         InputError: the stage cannot be begun.
     """
 
-    def __init__(self, session: Session, previous: MaskedLM | None) -> None:
+    def __init__(self, session: Session, previous: nn.Module | None) -> None:
         self.session, self.counters = session, session.counters
         self.stage = stage = session.config.stages[self.counters.stage]
-        corpus, ranks = session.corpus, session.ranks
+        ranks = session.ranks
         self.seed = derive(session.config.seed, "stage", self.counters.stage)
-        self.objective = stage.objective.build(corpus.special, corpus.vocab_size, word_start_table(corpus.tokenizer))
         self.schedules = stage_schedules(stage)
-        self.stream = stage_stream(corpus, stage.sampling, self.seed)
         resumed = session.resumed if previous is None else None
         torch.manual_seed(derive(self.seed, "init") % 2**63)
-        model = build_model(stage.model, corpus, previous, resumed.path if resumed else None)
-        self.config: EncoderConfig = model.config
-        self.micro_tokens = self.counters.micro_tokens = self._micro_tokens()
-        self.heldout = evaluation_batches(
-            corpus.heldout,
-            corpus.special,
-            max_len=stage.sampling.max_len,
-            objective=self.objective,
-            micro_tokens=self.micro_tokens,
-            max_tokens=session.config.eval_tokens,
+        self.work = session.workload.begin(
+            StageStart(
+                config=session.config,
+                stage=stage,
+                seed=self.seed,
+                ranks=ranks,
+                dtype=session.dtype,
+                previous=previous,
+                resumed=resumed.path if resumed else None,
+                micro_tokens=self.counters.micro_tokens,
+            )
         )
-        self.module = wrap(StepModule(model.to(ranks.device), self.objective), ranks, session.config.distributed)
+        self.counters.micro_tokens = self.work.micro_tokens
+        self.objective = self.work.objective
+        self.parameters = sum(p.numel() for p in self.work.model.parameters())
+        #: The best weights, until a checkpoint writes them to RUN/best.
+        self.best: dict[str, Tensor] | None = None
+        self.module = wrap(
+            StepModule(self.work.model.to(ranks.device), self.objective), ranks, session.config.distributed
+        )
         self.module.train()
         if session.config.compile:
-            step_module(self.module).model.encoder.compile_blocks()
+            step_module(self.module).encoder.compile_blocks()
         self.optimizer = stage.optimizer.build(step_module(self.module).model)
         if resumed:
             restore_optimizer(self.optimizer, resumed.optimizer_state())
@@ -161,14 +173,7 @@ class StageRun:
         self.step_seconds: deque[float] = deque(maxlen=5)
         self.evaluation_seconds = self.checkpoint_seconds = 0.0
 
-    def _micro_tokens(self) -> int:
-        """What the stage was begun with, so that resuming rounds alike; or what every rank has room for."""
-        sampling = self.stage.sampling
-        if sampling.micro_tokens is None:
-            sampling = dataclasses.replace(sampling, micro_tokens=self.counters.micro_tokens)
-        return check_fit(self.config, sampling, self.session.ranks, self.session.dtype == torch.bfloat16)
-
-    def run(self) -> MaskedLM | None:
+    def run(self) -> nn.Module | None:
         """Train to the end of the budget; None if a signal ended it before."""
         session, counters = self.session, self.counters
         session.tell("on_message", self._opening())
@@ -186,16 +191,17 @@ class StageRun:
                     self._checkpoint()
         if counters.evaluated < 1:
             self._evaluate()
+        self._settle()
         self._checkpoint()
-        return assemble(self.config, whole_model(self.module))
+        return self.work.assemble(whole_model(self.module))
 
     def _loader(self) -> Loader:
         return Loader(
-            self.stream,
+            self.work.stream,
             self.objective,
             rank=self.session.ranks.rank,
             world_size=self.session.ranks.world_size,
-            micro_tokens=self.micro_tokens,
+            micro_tokens=self.work.micro_tokens,
             workers=self.stage.sampling.workers,
             start_step=self.counters.step,
         )
@@ -208,29 +214,28 @@ class StageRun:
         batches = next(loader)
         torch.manual_seed(derive(self.seed, "dropout", counters.step, session.ranks.rank) % 2**63)
         weight, num_micro = session.ranks.sum(batches.weight, len(batches.batches))
-        sums = self._accumulate(batches.batches, weight)
+        names, sums = self._accumulate(batches.batches, weight)
         norm = self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum, correct, grad_norm = torch.stack([*sums, norm]).tolist()  # the step's one wait for the device
-        loss_sum, correct = session.ranks.sum(loss_sum, correct)
-        loss = loss_sum / weight
+        *totals, grad_norm = torch.stack([*sums, norm]).tolist()  # the step's one wait for the device
+        means = {name: total / weight for name, total in zip(names, session.ranks.sum(*totals), strict=True)}
+        loss = means.pop("loss")
         self._watch(loss, grad_norm)
         seconds = time.perf_counter() - begin
         self._count(batches.num_tokens, seconds)
-        flops = sum(training_flops(self.config, b.lengths, _num_masked(b)) for b in batches.batches)
-        (flops,) = session.ranks.sum(flops)
+        (flops,) = session.ranks.sum(self.work.flops(batches.batches))
         return {
             "step": counters.total_steps,
             "stage": self.stage.name,
             "progress": counters.progress,
             "loss": loss,
-            "accuracy": correct / weight,
+            **{"accuracy" if name == "correct" else name: mean for name, mean in means.items()},
             "lr": self.optimizer.param_groups[0]["lr"],
             "grad_norm": grad_norm,
             "tokens": counters.tokens,
             "step_tokens": batches.num_tokens,
-            "masked": int(weight),
+            self.work.counted: int(weight),
             "seconds": counters.seconds,
             "step_seconds": seconds,
             "tokens_per_second": batches.num_tokens / seconds,
@@ -240,20 +245,23 @@ class StageRun:
             "micro_batches": int(num_micro),
         }
 
-    def _accumulate(self, batches: list[Packed], weight: float) -> tuple[Tensor, Tensor]:
-        """Backward passes of all micro-batches; the loss is the sum over masked tokens over their global number."""
+    def _accumulate(self, batches: list[Packed], weight: float) -> tuple[list[str], list[Tensor]]:
+        """Backward passes of all micro-batches; the loss is the sum over predictions over their global number.
+
+        Returns:
+            "loss" and what the objective logs, by name and as sums of this rank.
+        """
         ranks = self.session.ranks
-        loss_sum = torch.zeros((), device=ranks.device)
-        correct = torch.zeros((), device=ranks.device)
+        sums: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):
             with gradient_sync(self.module, enabled=index == len(batches) - 1):
                 with self.session.autocast():
                     loss, logs = self.module(batch.to(ranks.device))
                 # DDP and FSDP2 average over ranks; the sum is wanted.
                 (loss * (ranks.world_size / weight)).backward()
-            loss_sum += loss.detach()
-            correct += logs["correct"]
-        return loss_sum, correct
+            for name, value in {"loss": loss.detach(), **logs}.items():
+                sums[name] = value.float() if name not in sums else sums[name] + value
+        return list(sums), list(sums.values())
 
     def _clip(self) -> Tensor:
         parameters = [p for p in self.module.parameters() if p.grad is not None]
@@ -284,7 +292,7 @@ class StageRun:
         if budget.steps is not None:
             return counters.step, 1, budget.steps
         if budget.tokens is not None:
-            return counters.stage_tokens, self.stage.sampling.batch_tokens, budget.tokens
+            return counters.stage_tokens, self.work.step_tokens, budget.tokens
         assert budget.seconds is not None
         closing = self.evaluation_seconds + self.checkpoint_seconds
         times = counters.stage_seconds + closing, statistics.median(self.step_seconds or [0.0])
@@ -321,8 +329,8 @@ class StageRun:
         counters.smoothed_loss, counters.lowest_loss = smoothed, lowest
 
     def _broken(self, what: str, step: int) -> RunError:
-        documents = self.stream.documents(step)
-        shown = ", ".join(str(d) for d in documents[:20]) + (", ..." if len(documents) > 20 else "")
+        documents = self.work.sources(step)
+        shown = ", ".join(documents[:20]) + (", ..." if len(documents) > 20 else "")
         number = self.counters.total_steps - self.counters.step + step + 1
         return RunError(
             f"step {number}: {what}. Training documents of this step: {shown} ({len(documents)} in all). "
@@ -338,23 +346,53 @@ class StageRun:
 
     def _evaluate(self) -> None:
         session, counters = self.session, self.counters
-        result = evaluate(self.module, self.heldout, session.ranks, session.autocast())
+        self.module.eval()
+        with torch.no_grad():
+            result = self.work.evaluate(self.module, session.ranks, session.autocast())
+        self.module.train()
         counters.evaluated = counters.progress
         self.evaluation_seconds = self._elapse()
         line = {"step": counters.total_steps, "stage": self.stage.name, "tokens": counters.tokens}
         session.tell("on_evaluation", {**line, "seconds": counters.seconds, **result})
+        if counters.judge(result["score"]) and self.stage.keep_best:
+            self.best = copied(whole_model(self.module))
+        if self.stage.patience is not None and counters.without_gain >= self.stage.patience and counters.progress < 1:
+            counters.progress = counters.evaluated = 1.0
+            session.tell("on_message", f"stage {self.stage.name} ends: {self._best_words()}")
+
+    def _best_words(self) -> str:
+        counters = self.counters
+        best = "none had a score" if counters.best_score is None else f"the best had {counters.best_score:.4f}"
+        return f"{counters.without_gain} evaluations without gain, {best} at step {counters.best_step}"
+
+    def _settle(self) -> None:
+        """Make the best evaluated weights the stage's result, once."""
+        counters = self.counters
+        if not self.stage.keep_best or counters.settled:
+            return
+        counters.settled = True
+        if counters.best_step not in (None, counters.total_steps):
+            restore_model(self.module, self.best or self.work.read(best_folder(self.session.run)))
+            self.best = None
 
     def _checkpoint(self) -> None:
         session, counters = self.session, self.counters
-        states = whole_model(self.module), whole_optimizer(self.optimizer)
-        if not all(bool(tensor.isfinite().all()) for tensor in states[0].values()):
+        state, optimizer = whole_model(self.module), whole_optimizer(self.optimizer)
+        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
             raise self._broken("the update left weights that are not finite", counters.step - 1)
         if session.ranks.is_main:
-            tokenizer = session.corpus.path / "tokenizer.json"
+            if self.best:
+                with atomic_folder(best_folder(session.run)) as folder:
+                    self.work.write(folder, self.best, session.provenance)
             session.last_checkpoint = save_checkpoint(
-                session.run, counters, self.config, states, tokenizer, session.provenance, session.config.keep
+                session.run,
+                counters,
+                lambda folder: self.work.write(folder, state, session.provenance),
+                optimizer,
+                session.config.keep,
             )
         session.ranks.barrier()
+        self.best = None
         self.checkpoint_seconds = self._elapse()
 
     def _anyone_stopped(self) -> bool:
@@ -362,11 +400,10 @@ class StageRun:
         return count > 0
 
     def _opening(self) -> str:
-        sampling, ranks = self.stage.sampling, self.session.ranks
+        work, ranks = self.work, self.session.ranks
         return (
-            f"stage {self.stage.name}: {parameter_count(self.config) / 1e6:.1f} M parameters, "
-            f"{self.stream.pieces_per_step} pieces (about {sampling.batch_tokens} tokens) a step, micro-batches up to "
-            f"{self.micro_tokens} tokens, {ranks.world_size} process(es), "
+            f"stage {self.stage.name}: {self.parameters / 1e6:.1f} M parameters, {work.step_words} a step, "
+            f"micro-batches up to {work.micro_tokens} tokens, {ranks.world_size} process(es), "
             f"{str(self.session.dtype).removeprefix('torch.')}"
         )
 
@@ -375,10 +412,6 @@ def _padding_saved(batches: list[Packed]) -> float:
     """Share of token places that this rank's micro-batches would spend on padding, were each padded to its longest."""
     places = sum(batch.num_documents * batch.max_len for batch in batches)
     return 1 - sum(batch.num_tokens for batch in batches) / places
-
-
-def _num_masked(batch: Packed) -> int:
-    return 0 if batch.masked_M is None else batch.masked_M.numel()
 
 
 @contextlib.contextmanager

@@ -136,6 +136,8 @@ class Stage:
         schedules: by name of the value they set: "lr" multiplies every group's learning rate, "objective.rate" is the
             masking rate.
         clip_norm: largest gradient norm, None for no clipping.
+        patience: evaluations without a better score after which the stage ends; None trains to the end of the budget.
+        keep_best: the stage's result is the model of its best evaluation, not the last one.
     """
 
     name: str = "pretrain"
@@ -146,7 +148,11 @@ class Stage:
     schedules: dict[str, ScheduleConfig] = field(default_factory=lambda: {"lr": Schedule()})
     budget: Budget = field(default_factory=lambda: Budget(steps=1000))
     clip_norm: float | None = 1.0
+    patience: int | None = None
+    keep_best: bool = False
 
     def __post_init__(self) -> None:
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise InputError(f"clip_norm must be above 0, got {self.clip_norm}")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"patience must be at least 1, got {self.patience}")

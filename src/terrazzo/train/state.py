@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from terrazzo.checkpoint import atomic_folder, empty_model, write_model
+from terrazzo.checkpoint import atomic_folder
 from terrazzo.config import from_dict
 from terrazzo.errors import InputError
-from terrazzo.nn import EncoderConfig, MaskedLM
 from terrazzo.provenance import write_json_atomic
 from terrazzo.train.distributed import StepModule
 
@@ -34,6 +34,8 @@ class Counters:
         micro_tokens: what the stage was begun with; other micro-batches would round other sums.
         total_steps, tokens, seconds: over all stages and resumptions.
         smoothed_loss, lowest_loss: of the training loss, to notice divergence.
+        best_score, best_step: of the stage's evaluations; without_gain counts those after it.
+        settled: the best weights have been made the stage's result.
     """
 
     stage: int = 0
@@ -48,6 +50,10 @@ class Counters:
     seconds: float = 0.0
     smoothed_loss: float | None = None
     lowest_loss: float | None = None
+    best_score: float | None = None
+    best_step: int | None = None
+    without_gain: int = 0
+    settled: bool = False
 
     def next_stage(self) -> None:
         """Begin the stage after this one."""
@@ -55,6 +61,15 @@ class Counters:
         self.step, self.stage_tokens, self.stage_seconds = 0, 0, 0.0
         self.progress = self.evaluated = 0.0
         self.micro_tokens = self.smoothed_loss = self.lowest_loss = None
+        self.best_score, self.best_step, self.without_gain, self.settled = None, None, 0, False
+
+    def judge(self, score: float) -> bool:
+        """Take an evaluation's score in; whether it is the best of the stage so far."""
+        gain = math.isfinite(score) and (self.best_score is None or score > self.best_score)
+        if gain:
+            self.best_score, self.best_step = score, self.total_steps
+        self.without_gain = 0 if gain else self.without_gain + 1
+        return gain
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,11 @@ def checkpoint_folder(run: Path) -> Path:
     return run / "checkpoints"
 
 
+def best_folder(run: Path) -> Path:
+    """Where a run keeps the best weights of a stage that has not ended, as of its last checkpoint."""
+    return run / "best"
+
+
 def latest_checkpoint(run: Path) -> Checkpoint | None:
     """The newest complete checkpoint of a run, None if there is none.
 
@@ -114,6 +134,18 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
 def whole_model(module: nn.Module) -> dict[str, Tensor]:
     """The model's state dict, the same however it is distributed; with FSDP2 all ranks must ask."""
     return {name: _whole(tensor) for name, tensor in step_module(module).model.state_dict().items()}
+
+
+def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of its own, on the host."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+
+
+@torch.no_grad()
+def restore_model(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give the model inside `module` the tensors of a whole state dict, each rank its shards."""
+    for name, tensor in step_module(module).model.state_dict().items():
+        tensor.copy_(_like(state[name], tensor))
 
 
 def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -156,19 +188,20 @@ def step_module(module: nn.Module) -> StepModule:
 def save_checkpoint(
     run: Path,
     counters: Counters,
-    config: EncoderConfig,
-    states: tuple[Mapping[str, Any], Mapping[str, Any]],
-    tokenizer: Path,
-    provenance: dict[str, Any],
+    write: Callable[[Path], None],
+    optimizer: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write a checkpoint under a temporary name, rename it into place, then delete all but the last `keep`."""
+    """Write a checkpoint under a temporary name, rename it into place, then delete all but the last `keep`.
+
+    `write` writes the model's files into the folder that it is given.
+    """
     folder = checkpoint_folder(run)
     final = folder / f"step-{counters.total_steps:08d}"
     with atomic_folder(final) as temporary:
-        write_model(temporary, assemble(config, states[0]), tokenizer, provenance)
+        write(temporary)
         with open(temporary / "optimizer.pt", "wb") as file:
-            save(states[1], file)
+            save(optimizer, file)
         write_json_atomic(temporary / "counters.json", dataclasses.asdict(counters))
     for old in sorted(folder.glob("step-*"))[:-keep]:
         # A checkpoint that a kill left half deleted must not pass for one.
@@ -193,11 +226,3 @@ def remove_unfinished(run: Path) -> None:
     """Delete what killed processes left half written, or half deleted, among the checkpoints."""
     for leftover in checkpoint_folder(run).glob(".step-*.tmp"):
         shutil.rmtree(leftover)
-
-
-def assemble(config: EncoderConfig, state: Mapping[str, Any]) -> MaskedLM:
-    """A model around gathered tensors, without a second copy of them."""
-    model = empty_model(config)
-    assert isinstance(model, MaskedLM)
-    model.load_state_dict(state, assign=True)
-    return model
