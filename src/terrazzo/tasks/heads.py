@@ -11,19 +11,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.packed import Packed
 
-Pooling = Literal["cls", "mean"]
+Pooling = Literal["cls", "mean", "last"]
 
 
 def pooled(encoder: Encoder, batch: Packed, pooling: Pooling) -> Tensor:
-    """One vector a document, `(B, D)`: its first token's hidden state, or the mean over all of its tokens.
+    """One vector a document, `(B, D)`: its first or last token's hidden state, or the mean over all of its tokens.
 
-    For the first tokens the last block computes its projections and MLP for those alone.
+    For one token a document the last block computes its projections and MLP for those alone.
     """
-    if pooling == "cls":
-        return encoder(batch, batch.cu_seqlens[:-1])
+    if pooling != "mean":
+        return encoder(batch, batch.cu_seqlens[:-1] if pooling == "cls" else batch.cu_seqlens[1:] - 1)
     lengths_B = batch.cu_seqlens.diff().long()
     return torch.segment_reduce(encoder(batch).float(), "mean", lengths=lengths_B, unsafe=True)
 
@@ -35,6 +36,9 @@ class PooledHead(nn.Module):
         hidden: a dense layer with tanh before the linear map, as in BERT's pooler (arXiv 1810.04805).
         sizes: outputs of each linear map; several maps (a model of several problems) lie side by side in the outputs,
             and each is computed alone, so that a further one leaves the bits of the others as they are.
+
+    Raises:
+        InputError: the first token of a causal encoder is to speak for the text, of which it sees nothing.
     """
 
     def __init__(
@@ -46,6 +50,8 @@ class PooledHead(nn.Module):
         hidden: bool = False,
     ) -> None:
         super().__init__()
+        if pooling == "cls" and config.causal:
+            raise InputError("pooling 'cls': the encoder is causal, its first token sees no other; take last or mean")
         self.pooling: Pooling = pooling
         self.dense = nn.Linear(config.width, config.width) if hidden else None
         self.dropout = nn.Dropout(dropout)

@@ -42,7 +42,7 @@ class LabelTask:
             "micro_f1" counts all decisions together, "f1_binary" is that of the class `positive`, "mcc" Matthews
             correlation.
         positive: the class that "f1_binary" and "auroc" look for; None is the last.
-        pooling: "cls" reads the first token's hidden state, "mean" the mean of all.
+        pooling: "cls" reads the first token's hidden state, "last" the last one's, "mean" the mean of all.
         hidden: a dense layer with tanh in the head, as BERT has it.
         dropout: of the pooled vector.
     """
