@@ -151,8 +151,10 @@ def _csv_cells(reader: Any, name: str, delimiter: str) -> Iterator[tuple[int, li
 
 def _dialect(text: str) -> tuple[str, str]:
     """Delimiter and quotation mark; the usual ones unless others fit better."""
-    choices = [(delimiter, quote) for quote in "\"'" for delimiter in ",;\t|"]
-    return max(choices, key=lambda choice: _evenness(text[:_SNIFFED], *choice))
+    head = text[:_SNIFFED]
+    choices = [(delimiter, '"') for delimiter in ",;\t|"]
+    choices += [(delimiter, "'") for delimiter in ",;\t|" if f"{delimiter}'" in head]
+    return max(choices, key=lambda choice: _evenness(head, *choice))
 
 
 def _evenness(head: str, delimiter: str, quote: str) -> float:
