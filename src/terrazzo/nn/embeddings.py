@@ -34,7 +34,7 @@ class Embeddings(nn.Module):
         """
         x_TD = self.tokens(batch.tokens_T)
         if self.token_types is not None:
-            types_T = batch.token_types_T
+            types_T = batch.token_types_T if self.token_types.num_embeddings > 1 else None
             x_TD = x_TD + (self.token_types.weight[0] if types_T is None else self.token_types(types_T))
         if self.positions is not None:
             if batch.max_len > self.max_len:
