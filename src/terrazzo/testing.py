@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import random
 import socket
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from terrazzo.data import Corpus
 from terrazzo.data.corpus import manifest_of
 from terrazzo.data.shards import ShardWriter, token_dtype
 from terrazzo.data.tokenizer import encode_batch, train_tokenizer
+from terrazzo.nn import Encoder
 from terrazzo.provenance import write_json_atomic
+from terrazzo.tasks.model import TaskModel, save_task_model
+from terrazzo.tasks.task import Task
 from terrazzo.train import Budget, Init, RunConfig, Sampling, Stage, read_run, resolve, train
 from terrazzo.train.metrics import MetricsLog, read_metrics
 
@@ -60,6 +64,16 @@ def tiny_corpus(path: Path, documents: int = 400, seed: int = 0) -> Corpus:
         shards[split] = [writer.close()]
     write_json_atomic(path / "data.json", manifest_of(path, shards))
     return Corpus.open(path)
+
+
+def tiny_task_folder(path: Path, task: Task, texts: Sequence[str] = (), max_len: int = 32, **fields: Any) -> Path:
+    """A task folder with fresh weights, whose tokenizer knows the pieces of `texts` or of `tiny_texts`."""
+    tokenizer = train_tokenizer(lambda: list(texts) or tiny_texts(50), "wordpiece", 256, shrink=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_name(f"{path.name}.tokenizer.json")
+    tokenizer.save(str(file))
+    config = Init(fields=TINY_MODEL | fields).encoder_config(tokenizer.get_vocab_size())
+    return save_task_model(path, TaskModel(Encoder(config), task), file, max_len=max_len)
 
 
 def tiny_run(data: Path, out: Path, steps: int = 6, **fields: Any) -> RunConfig:

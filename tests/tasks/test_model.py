@@ -16,6 +16,7 @@ from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, mosaicbert
 from terrazzo.packed import Packed
 from terrazzo.tasks import model as task_model
+from terrazzo.tasks.lora import LoraConfig, add_lora, lora_parameters
 from terrazzo.tasks.model import TaskModel, is_task_folder, load_task_model, model_folder, save_task_model
 
 SMALL = {"width": 32, "depth": 2, "num_heads": 2, "mlp_width": 48}
@@ -84,14 +85,18 @@ def test_the_encoder_is_a_model_folder_of_its_own(folder, model):
 
 
 def test_a_checkpoint_keeps_adapters_apart(tmp_path, model, tokenizer_file):
-    adapters = {"encoder.blocks.0.attention.qkv.lora_a": torch.ones(2, 32)}
-    path = save_task_model(
-        tmp_path / "c", model, tokenizer_file, state=model.state_dict() | adapters, max_len=8, adapter={"rank": 2}
-    )
-    loaded = load_task_model(path)
-    assert loaded.adapter == {"rank": 2}
-    torch.testing.assert_close(dict(loaded.adapter_state), adapters)
-    torch.testing.assert_close(loaded.model.eval()(BATCH), model(BATCH), rtol=0, atol=0)
+    options = LoraConfig(rank=2)
+    add_lora(model.encoder, options)
+    for parameter in lora_parameters(model.encoder).values():
+        torch.nn.init.normal_(parameter)
+    expected = model.eval()(BATCH)
+    path = save_task_model(tmp_path / "c", model, tokenizer_file, max_len=8, adapter=options)
+    apart, merged = load_task_model(path, merge=False), load_task_model(path)
+    assert apart.adapter == options
+    assert apart.model.state_dict().keys() == model.state_dict().keys()
+    torch.testing.assert_close(apart.model.eval()(BATCH), expected, rtol=0, atol=0)
+    assert not lora_parameters(merged.model)
+    torch.testing.assert_close(merged.model.eval()(BATCH), expected, rtol=0, atol=1e-5)
 
 
 def test_a_folder_stands_for_the_model_inside(folder, tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.objectives import Loss, SupervisedConfig
 from terrazzo.packed import Packed
 from terrazzo.provenance import write_json_atomic
+from terrazzo.tasks.lora import LoraConfig, add_lora, merge_lora
 from terrazzo.tasks.task import Task
 
 TASK, HEAD = "task.json", "head.safetensors"
@@ -64,15 +65,13 @@ class LoadedTask:
     Args:
         model: the encoder with its head, in training mode, as `torch.nn.Module` is born.
         max_len: tokens of a document in training, special ones included.
-        adapter: config of the adapters that a checkpoint keeps apart, None where the encoder is whole.
-        adapter_state: their tensors, by the names that `model.state_dict()` gives them once they are in place.
+        adapter: config of the low-rank adapters that the folder keeps apart, None where the encoder is whole.
     """
 
     model: TaskModel
     tokenizer: Tokenizer
     max_len: int
-    adapter: Mapping[str, Any] | None = None
-    adapter_state: Mapping[str, Tensor] = field(default_factory=dict)
+    adapter: LoraConfig | None = None
 
 
 def task_from_dict(values: Mapping[str, Any], source: str) -> Task:
@@ -93,7 +92,7 @@ def save_task_model(
     state: Mapping[str, Tensor] | None = None,
     *,
     max_len: int,
-    adapter: Mapping[str, Any] | None = None,
+    adapter: LoraConfig | None = None,
 ) -> Path:
     """Write a task folder whole, as `save_model` does; see `write_task_model`."""
     with atomic_folder(path) as folder:
@@ -109,15 +108,14 @@ def write_task_model(
     state: Mapping[str, Tensor] | None = None,
     *,
     max_len: int,
-    adapter: Mapping[str, Any] | None = None,
+    adapter: LoraConfig | None = None,
 ) -> None:
     """A model folder with two files more, task.json and head.safetensors, in an existing folder.
 
     Args:
         state: the full tensors of `model`, where its own are sharded over processes or not those to keep.
         max_len: tokens of a document in training, special ones included.
-        adapter: config of adapters that are not merged; what `state` holds beyond encoder and head is theirs, and goes
-            into head.safetensors.
+        adapter: config of the low-rank adapters where they are in the encoder, not merged; head.safetensors holds them.
     """
     state = model.state_dict() if state is None else state
     encoder = {name: state[f"encoder.{name}"] for name in encoder_tensors(model.config)}
@@ -126,7 +124,7 @@ def write_task_model(
     assert adapter is not None or not strangers, f"neither encoder nor head: {strangers}"
     write_model(folder, model.encoder, tokenizer_file, provenance, encoder)
     write_tensors({name: tensor.contiguous() for name, tensor in rest.items()}, folder / HEAD)
-    values = {"format": FORMAT, "task": to_dict(model.task), "max_len": max_len, "adapter": adapter}
+    values = {"format": FORMAT, "task": to_dict(model.task), "max_len": max_len, "adapter": to_dict(adapter)}
     write_json_atomic(folder / TASK, values)
 
 
@@ -140,10 +138,13 @@ def load_task_model(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = torch.float32,
     backend: str | None = None,
+    *,
+    merge: bool = True,
 ) -> LoadedTask:
     """Open a task folder, or the output of a fine-tuning, whose task folder is inside.
 
     Args:
+        merge: fold adapters that the folder keeps apart into the encoder; without, they are in place, to train on.
         dtype: of the parameters; None keeps the file's.
         backend: attention backend by name; None takes the device's default.
 
@@ -157,20 +158,23 @@ def load_task_model(
     assert isinstance(encoder, Encoder), "a task folder holds no masked-language-model head"
     values = _read_task(folder / TASK)
     task = task_from_dict(values["task"], f"{folder / TASK}: task")
-    with torch.random.fork_rng(devices=[]):  # a head's first weights are drawn only to be replaced
-        model = TaskModel(encoder, task)
-    stored = _read_head(folder / HEAD)
-    adapters = {name: tensor for name, tensor in stored.items() if not name.startswith("head.")}
-    head = {name.removeprefix("head."): tensor for name, tensor in stored.items() if name not in adapters}
-    _check_head(head, model.head.state_dict(), folder / HEAD)
-    model.head.load_state_dict({name: tensor.to(device, dtype) for name, tensor in head.items()}, assign=True)
-    return LoadedTask(
-        model=model,
-        tokenizer=load_tokenizer(folder, encoder.config),
-        max_len=values["max_len"],
-        adapter=values["adapter"],
-        adapter_state=adapters,
+    adapter = (
+        None if values["adapter"] is None else from_dict(LoraConfig, values["adapter"], f"{folder / TASK}: adapter")
     )
+    with torch.random.fork_rng(devices=[]):  # first weights are drawn only to be replaced
+        model = TaskModel(encoder, task)
+        if adapter is not None:
+            add_lora(encoder, adapter)
+    stored = _read_head(folder / HEAD)
+    plain = {f"encoder.{name}" for name in encoder_tensors(encoder.config)}
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in plain}
+    _check_head(stored, wanted, folder / HEAD)
+    placed = {name: tensor.to(device, dtype) for name, tensor in stored.items()}
+    model.load_state_dict(placed, strict=False, assign=True)
+    if merge:
+        merge_lora(encoder)
+    tokenizer = load_tokenizer(folder, encoder.config)
+    return LoadedTask(model=model, tokenizer=tokenizer, max_len=values["max_len"], adapter=adapter)
 
 
 def is_task_folder(path: str | Path) -> bool:
@@ -222,10 +226,10 @@ def _read_head(file: Path) -> dict[str, Tensor]:
 
 
 def _check_head(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path) -> None:
-    wrong = [f"lacks head.{name}" for name in wanted if name not in stored]
-    wrong += [f"has unknown head.{name}" for name in stored if name not in wanted]
+    wrong = [f"lacks {name}" for name in wanted if name not in stored]
+    wrong += [f"has unknown {name}" for name in stored if name not in wanted]
     wrong += [
-        f"head.{name} is {tuple(stored[name].shape)}, not {tuple(tensor.shape)}"
+        f"{name} is {tuple(stored[name].shape)}, not {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
         if name in stored and stored[name].shape != tensor.shape
     ]

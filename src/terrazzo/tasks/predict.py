@@ -12,9 +12,10 @@ import torch
 from tokenizers import Tokenizer
 
 from terrazzo.config import to_dict
-from terrazzo.data import encodable
+from terrazzo.errors import InputError
 from terrazzo.tasks.batches import by_budget, collate
 from terrazzo.tasks.model import TaskModel
+from terrazzo.tasks.rows import example_of
 from terrazzo.tasks.task import BadRow, Encoded, Example, Result, Task
 
 #: A text, a pair of texts, a row of named fields, or what reading a file gave.
@@ -95,35 +96,10 @@ def as_example(row: Row | Any, where: str, kind: str, fields: Mapping[str, str])
     """The example that a row of any kind is, or a `BadRow` saying why it is none; answers in it are left out."""
     if isinstance(row, (Example, BadRow)):
         return row
-    if isinstance(row, str):
-        return Example(text=encodable(row), where=where)
-    if isinstance(row, (tuple, list)) and len(row) == 2 and all(isinstance(part, str) for part in row):
-        return Example(text=encodable(row[0]), other=encodable(row[1]), where=where)
-    if isinstance(row, Mapping):
-        return row_example(row, where, kind, fields)
-    shown = repr(row)
-    shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
-    return BadRow(
-        where=where, message=f"{type(row).__name__} {shown} is neither a text, a pair of texts nor named fields"
-    )
-
-
-def row_example(row: Mapping[str, Any], where: str, kind: str, fields: Mapping[str, str]) -> Example | BadRow:
-    """The example that a row of named fields is: text, a and b, question and context, tokens, problem."""
-    names = {name: fields.get(name, name) for name in ("text", "a", "b", "question", "context", "tokens", "problem")}
-    given = {name: row[column] for name, column in names.items() if row.get(column) is not None}
-    words = given.pop("tokens", None)
-    if words is not None and isinstance(words, list) and all(isinstance(word, str) for word in words):
-        ends = np.cumsum([len(encodable(word)) + 1 for word in words]) - 1
-        spans = tuple((int(end) - len(encodable(word)), int(end)) for end, word in zip(ends, words, strict=True))
-        return Example(text=" ".join(map(encodable, words)), words=spans, where=where)
-    if words is not None or not all(isinstance(value, str) for value in given.values()):
-        return BadRow(where=where, message=f"every one of {', '.join(map(repr, names.values()))} must be text")
-    text, other = given.get("text", given.get("a", given.get("context"))), given.get("b", given.get("question"))
-    if text is None:
-        return BadRow(where=where, message=f"no text in it; fields: {', '.join(map(str, row))}")
-    other = None if other is None else encodable(other)
-    return Example(text=encodable(text), other=other, problem=given.get("problem"), where=where)
+    try:
+        return example_of(row, kind, where=where, fields=fields, labelled=False)
+    except InputError as error:
+        return BadRow(where=where, message=str(error))
 
 
 def result_dict(result: Result) -> dict[str, Any]:
