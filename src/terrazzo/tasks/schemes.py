@@ -12,13 +12,14 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Literal
 
-from terrazzo.config import nearest
 from terrazzo.errors import InputError
 from terrazzo.tasks.task import Span
 
 Chunk = tuple[str, int, int]
 #: "plain" are tags that stand alone, such as parts of speech.
 Scheme = Literal["IO", "IOB1", "IOB2", "BIOES", "BILOU", "plain"]
+#: What models are taught: prefixes are those of their names.
+Coding = Literal["IOB2", "BIOES"]
 
 _TAG = re.compile(r"O|[BIESLU]-.+", re.DOTALL)
 #: Prefixes of a chunk's only, first, middle and last word.
@@ -93,7 +94,7 @@ def detect_scheme(sequences: Iterable[Sequence[str]]) -> Scheme:
     """
     sequences = [tuple(tags) for tags in sequences]
     kinds = {tag for tags in sequences for tag in tags} - {"O"}
-    odd = sorted(tag for tag in kinds if not _TAG.fullmatch(tag))
+    odd = sorted(tag for tag in kinds if not has_form(tag))
     if not kinds:
         raise InputError("no tag but O in the rows: nothing to learn")
     if len(odd) == len(kinds):
@@ -114,19 +115,21 @@ def detect_scheme(sequences: Iterable[Sequence[str]]) -> Scheme:
     return "IOB1" if all(_is_iob1(tags) for tags in sequences) else "IOB2"
 
 
+def has_form(tag: str) -> bool:
+    """Whether a tag is `O` or a prefix of some scheme with a label."""
+    return _TAG.fullmatch(tag) is not None
+
+
 def _is_iob1(tags: Sequence[str]) -> bool:
     before = ("O", *tags)
     return all(tag[0] != "B" or previous[2:] == tag[2:] for previous, tag in zip(before, tags, strict=False))
 
 
-def tags_of_spans(
-    words: Sequence[tuple[int, int]], spans: Sequence[Span], scheme: Scheme = "IOB2", where: str = ""
-) -> tuple[str, ...]:
+def tags_of_spans(words: Sequence[tuple[int, int]], spans: Sequence[Span], scheme: Scheme = "IOB2") -> tuple[str, ...]:
     """One tag a word for spans in characters; a word that a span touches belongs to it whole.
 
     Args:
         words: first and last-plus-one character of each word, ascending.
-        where: file and line, for messages.
 
     Raises:
         InputError: a span that is empty, holds no word, or shares a word with another.
@@ -136,10 +139,10 @@ def tags_of_spans(
     for span in sorted(spans, key=lambda span: (span.start, span.end)):
         first, last = bisect_right(ends, span.start), bisect_left(starts, span.end)
         if span.start >= span.end or first >= last:
-            raise InputError(f"{where}: span {span.start}-{span.end} ({span.label!r}) holds no word of the text")
+            raise InputError(f"span {span.start}-{span.end} ({span.label!r}) holds no word of the text")
         if chunks and first < chunks[-1][2]:
             raise InputError(
-                f"{where}: span {span.start}-{span.end} ({span.label!r}) shares a word with the one before "
+                f"span {span.start}-{span.end} ({span.label!r}) shares a word with the one before "
                 f"({chunks[-1][0]!r}): spans must not overlap, keep one of them"
             )
         chunks.append((span.label, first, last))
@@ -152,10 +155,15 @@ def spans_of_tags(text: str, words: Sequence[tuple[int, int]], tags: Sequence[st
     return tuple(Span(start=start, end=end, label=label, text=text[start:end]) for label, start, end in places)
 
 
-def check_tags(tags: Sequence[str], labels: Sequence[str], where: str) -> None:
-    """Raise InputError where a tag is none of a scheme, or has a label that is not one of `labels`."""
-    for tag in tags:
-        if not _TAG.fullmatch(tag):
-            raise InputError(f"{where}: tag {tag!r} is neither O nor B-, I-, E-, S-, L- or U-LABEL")
-        if tag != "O" and tag[2:] not in labels:
-            raise InputError(f"{where}: tag {tag!r}: no label {tag[2:]!r} was trained, {nearest(tag[2:], labels)}")
+def may_follow(tag: str, following: str, coding: Coding, *, joined: bool = False) -> bool:
+    """Whether two tags of `coding` may stand side by side; `O` stands before and after every text.
+
+    Args:
+        joined: refuse a chunk right after one of its own label, which IO cannot write.
+    """
+    (role, _, label), (next_role, _, next_label) = tag.partition("-"), following.partition("-")
+    if next_role in ("I", "E"):
+        return role in ("B", "I") and label == next_label
+    if coding == "BIOES" and role in ("B", "I"):
+        return False
+    return not (joined and label and label == next_label)
