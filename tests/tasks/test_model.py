@@ -8,44 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch import nn
 
 from terrazzo.checkpoint import load_model
-from terrazzo.config import config, from_dict
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, mosaicbert
 from terrazzo.packed import Packed
-from terrazzo.tasks import model as task_model
+from terrazzo.tasks.label import LabelTask
 from terrazzo.tasks.lora import LoraConfig, add_lora, lora_parameters
 from terrazzo.tasks.model import TaskModel, is_task_folder, load_task_model, model_folder, save_task_model
 
 SMALL = {"width": 32, "depth": 2, "num_heads": 2, "mlp_width": 48}
 BATCH = Packed.from_sequences([[2, 6, 7, 3], [2, 9, 3]])
-
-
-class FirstToken(nn.Module):
-    def __init__(self, width, classes):
-        super().__init__()
-        self.out = nn.Linear(width, classes)
-
-    def forward(self, encoder, batch):
-        return self.out(encoder(batch, batch.cu_seqlens[:-1]))
-
-
-@config
-class StandIn:
-    """As much of a task as a folder needs."""
-
-    kind: str = "stand-in"
-    classes: tuple[str, ...] = ("no", "yes", "perhaps")
-
-    def build_head(self, encoder):
-        return FirstToken(encoder.width, len(self.classes))
-
-
-@pytest.fixture(autouse=True)
-def only_the_stand_in(monkeypatch):
-    monkeypatch.setattr(task_model, "task_from_dict", lambda values, source: from_dict(StandIn, values, source))
 
 
 @pytest.fixture
@@ -61,7 +34,7 @@ def tokenizer_file(tmp_path):
 
 @pytest.fixture
 def model():
-    return TaskModel(Encoder(mosaicbert("tiny", 12, **SMALL)), StandIn()).eval()
+    return TaskModel(Encoder(mosaicbert("tiny", 12, **SMALL)), LabelTask(classes=("no", "yes", "perhaps"))).eval()
 
 
 @pytest.fixture
@@ -126,11 +99,17 @@ def test_a_model_without_a_head_says_how_to_get_one(folder):
         (lambda f: (f / "task.json").write_text("{"), r"task\.json: does not parse"),
         (lambda f: (f / "task.json").write_text("[]"), r"task\.json: format is 'list'"),
         (lambda f: edit(f, format="terrazzo-task-9"), "another version of terrazzo"),
-        (lambda f: edit(f, max_len="64"), "field 'max_len' is '64'"),
-        (lambda f: edit(f, task={"clases": []}), r"task\.json: task: unknown key 'clases': did you mean 'classes'"),
+        (lambda f: edit(f, max_len="long"), r"task\.json: max_len: .*\(got 'long'\)"),
+        (
+            lambda f: edit(f, task={"kind": "label", "clases": []}),
+            "unknown key 'task.label.clases': did you mean 'classes'",
+        ),
         (lambda f: (f / "head.safetensors").unlink(), r"head\.safetensors: missing"),
         (lambda f: (f / "head.safetensors").write_bytes(b"12345678xx"), r"head\.safetensors: truncated or damaged"),
-        (lambda f: head(f, {"head.out.weight": torch.ones(2, 32)}), r"lacks head\.out\.bias, head\.out\.weight is"),
+        (
+            lambda f: head(f, {"head.out.0.weight": torch.ones(2, 32)}),
+            r"lacks head\.out\.0\.bias, head\.out\.0\.weight is",
+        ),
         (lambda f: head(f, {"head.more": torch.ones(1)}), r"has unknown head\.more"),
     ],
 )

@@ -72,7 +72,7 @@ def test_a_bad_row_keeps_its_place_and_stops_nothing(predictor):
         [
             "row 1: text: the text is empty",
             "row 2: 7 is no row",
-            "row 3: two texts",
+            "row 3: ",
             "x.jsonl, line 3: not JSON",
             "row 5: ",
         ],

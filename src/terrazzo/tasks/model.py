@@ -5,12 +5,11 @@ Shapes: T packed tokens, B documents, M selected tokens, C outputs of the head.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,17 +20,18 @@ from terrazzo.checkpoint import atomic_folder, empty_model, load_model, load_tok
 from terrazzo.checkpoint.atomic import standing
 from terrazzo.checkpoint.folder import CONFIG
 from terrazzo.checkpoint.tensors import write_tensors
-from terrazzo.config import from_dict, to_dict
+from terrazzo.config import config, from_dict, to_dict
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.objectives import Loss, SupervisedConfig
 from terrazzo.packed import Packed
 from terrazzo.provenance import write_json_atomic
+from terrazzo.tasks.choice import TaskConfig
 from terrazzo.tasks.lora import LoraConfig, add_lora, merge_lora
 from terrazzo.tasks.task import Task
 
 TASK, HEAD = "task.json", "head.safetensors"
-FORMAT = "terrazzo-task-1"
+FORMAT: Literal["terrazzo-task-1"] = "terrazzo-task-1"
 #: What to type where a model has no head yet.
 HOW_TO_FINETUNE = "fine-tune it first: terrazzo finetune --model MODEL --task label --train TRAIN --eval DEV --out DIR"
 
@@ -74,14 +74,14 @@ class LoadedTask:
     adapter: LoraConfig | None = None
 
 
-def task_from_dict(values: Mapping[str, Any], source: str) -> Task:
-    """The task that task.json describes.
+@config
+class TaskFile:
+    """task.json: the task, the length it was trained with, and the adapters that are not merged."""
 
-    Raises:
-        InputError: an unknown kind, or fields that it does not have.
-    """
-    task: Task = from_dict(importlib.import_module("terrazzo.tasks.choice").TaskConfig, values, source)
-    return task
+    format: Literal["terrazzo-task-1"] = FORMAT
+    task: TaskConfig
+    max_len: int
+    adapter: LoraConfig | None = None
 
 
 def save_task_model(
@@ -156,15 +156,11 @@ def load_task_model(
     if not is_task_folder(folder):
         raise InputError(f"{folder}: a model without the head of a task: {HOW_TO_FINETUNE}")
     assert isinstance(encoder, Encoder), "a task folder holds no masked-language-model head"
-    values = _read_task(folder / TASK)
-    task = task_from_dict(values["task"], f"{folder / TASK}: task")
-    adapter = (
-        None if values["adapter"] is None else from_dict(LoraConfig, values["adapter"], f"{folder / TASK}: adapter")
-    )
+    file = _read_task(folder / TASK)
     with torch.random.fork_rng(devices=[]):  # first weights are drawn only to be replaced
-        model = TaskModel(encoder, task)
-        if adapter is not None:
-            add_lora(encoder, adapter)
+        model = TaskModel(encoder, file.task)
+        if file.adapter is not None:
+            add_lora(encoder, file.adapter)
     stored = _read_head(folder / HEAD)
     plain = {f"encoder.{name}" for name in encoder_tensors(encoder.config)}
     wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in plain}
@@ -174,7 +170,7 @@ def load_task_model(
     if merge:
         merge_lora(encoder)
     tokenizer = load_tokenizer(folder, encoder.config)
-    return LoadedTask(model=model, tokenizer=tokenizer, max_len=values["max_len"], adapter=adapter)
+    return LoadedTask(model=model, tokenizer=tokenizer, max_len=file.max_len, adapter=file.adapter)
 
 
 def is_task_folder(path: str | Path) -> bool:
@@ -200,19 +196,15 @@ def model_folder(path: str | Path) -> Path:
     return path
 
 
-def _read_task(file: Path) -> dict[str, Any]:
-    mend = "copy the folder again, or fine-tune again"
+def _read_task(file: Path) -> TaskFile:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: does not parse: {error}; {mend}") from None
+        raise InputError(f"{file}: does not parse: {error}; copy the folder again") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
         raise InputError(f"{file}: format is {found!r}, not {FORMAT!r}: another version of terrazzo wrote it")
-    for name, kinds in (("task", dict), ("max_len", int), ("adapter", (dict, type(None)))):
-        if name not in values or not isinstance(values[name], kinds):
-            raise InputError(f"{file}: field {name!r} is {values.get(name)!r}; {mend}")
-    return values
+    return from_dict(TaskFile, values, str(file))
 
 
 def _read_head(file: Path) -> dict[str, Tensor]:
