@@ -21,11 +21,11 @@ from terrazzo.objectives import Loss, SupervisedConfig
 from terrazzo.packed import Packed
 from terrazzo.tasks.heads import PooledHead, Pooling
 from terrazzo.tasks.losses import binary_cross_entropy_sum, class_weights, cross_entropy_sum, positive_weights
-from terrazzo.tasks.metrics import SumMetric, accuracy_of, answered, auroc, class_counts, f1_of, mcc_of
+from terrazzo.tasks.metrics import RowMetric, SumMetric, accuracy_of, answered, auroc, class_counts, f1_of, mcc_of
 from terrazzo.tasks.task import BadRow, Encoded, Example, Metric, Result, Scores
 from terrazzo.tasks.texts import encode_rows
 
-LabelMetric = Literal["accuracy", "f1", "f1_binary", "micro_f1", "mcc"]
+LabelMetric = Literal["accuracy", "f1", "f1_binary", "micro_f1", "mcc", "auroc"]
 
 
 @config
@@ -40,7 +40,7 @@ class LabelTask:
         threshold: probability from which one of several classes is given.
         metric: the main one. "accuracy" is the share of rows that are right throughout, "f1" the mean over classes,
             "micro_f1" counts all decisions together, "f1_binary" is that of the class `positive`, "mcc" Matthews
-            correlation.
+            correlation, "auroc" the area under the ROC curve of two classes.
         positive: the class that "f1_binary" and "auroc" look for; None is the last.
         pooling: "cls" reads the first token's hidden state, "last" the last one's, "mean" the mean of all.
         hidden: a dense layer with tanh in the head, as BERT has it.
@@ -68,8 +68,12 @@ class LabelTask:
             raise InputError(f"threshold must be between 0 and 1, got {self.threshold}")
         if self.positive is not None and self.positive not in self.classes:
             raise InputError(f"positive {self.positive!r} is not a class: {nearest(self.positive, self.classes)}")
-        if self.several and self.metric == "mcc":
-            raise InputError('metric "mcc" is for one class a row; take "f1", "micro_f1" or "accuracy"')
+        if self.several and self.metric in ("mcc", "auroc"):
+            raise InputError(f'metric "{self.metric}" is for one class a row; take "f1", "micro_f1" or "accuracy"')
+        if self.metric == "auroc" and len(self.classes) != 2:
+            raise InputError(
+                f'metric "auroc" is for two classes, these are {len(self.classes)}; take "accuracy" or "f1"'
+            )
 
     @classmethod
     def learn(cls, examples: Sequence[Example], **options: Any) -> LabelTask:
@@ -137,11 +141,14 @@ class LabelTask:
         sums = self._count(examples, results).sum(0)
         values = {name: float(total(sums)) for name, total in self._totals().items()}
         if len(self.classes) == 2 and not self.several:
-            values |= {"auroc": self._auroc(examples, results)}
+            positive_N, scores_N = self._positives(examples, results).T
+            values["auroc"] = auroc(positive_N, scores_N)
         return Scores(main=self.metric, values=values)
 
     def main_metric(self) -> Metric:
         """The field `metric` as a function of rows."""
+        if self.metric == "auroc":
+            return RowMetric(self._positives, lambda rows_N2: auroc(rows_N2[:, 0], rows_N2[:, 1]))
         return SumMetric(self._count, self._totals()[self.metric])
 
     @property
@@ -182,11 +189,13 @@ class LabelTask:
         said_NC = _indicators([names or () for names in said], self.classes)
         return class_counts(_indicators(right, self.classes), said_NC, np.array(exact))
 
-    def _auroc(self, examples: Sequence[Example], results: Sequence[Result]) -> float:
+    def _positives(self, examples: Sequence[Example], results: Sequence[Result]) -> np.ndarray:
+        """`(N, 2)`: whether a row is positive, and its probability; without an answer it is wrong on either side."""
         positive_N = np.array([example.target == self._positive for example in examples])
         scores = [(result.probabilities or {}).get(self._positive) for result in results]
-        worst = np.where(positive_N, -1.0, 2.0)  # a row without an answer is wrong on either side
-        return auroc(positive_N, np.array([w if s is None else s for s, w in zip(scores, worst, strict=True)]))
+        worst_N = np.where(positive_N, -1.0, 2.0)
+        said = [wrong if score is None else score for score, wrong in zip(scores, worst_N, strict=True)]
+        return np.stack([positive_N, np.array(said)], axis=1)
 
 
 def in_order(names: Sequence[str] | Counter[str]) -> list[str]:
