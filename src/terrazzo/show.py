@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from terrazzo.data import Corpus
+from terrazzo.tasks.understood import RowSet, Understanding
 from terrazzo.train import Plan
 from terrazzo.train.units import duration, money, short
 
@@ -94,3 +97,58 @@ def show_plan(plans: Sequence[Plan]) -> None:
     for label, value in rows:
         table.add_row(label, *(value(plan) for plan in plans))
     Console().print(table)
+
+
+_CLASSES_SHOWN = 12
+
+
+def show_understanding(understood: Understanding) -> None:
+    """Print what was understood of labelled rows: sizes, lengths, classes, warnings."""
+    console = Console()
+    sets = [understood.train] + ([understood.dev] if understood.dev is not None else [])
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(understood.kind)
+    for name in ("train", "eval")[: len(sets)]:
+        table.add_column(name, justify="right")
+    for label, value in _ROW_FACTS:
+        cells = [value(rows) for rows in sets]
+        if any(cells):
+            table.add_row(label, *cells)
+    for row in _class_rows(sets):
+        table.add_row(*row)
+    console.print(table)
+    if understood.ignored:
+        console.print(f"columns not used: {escape(', '.join(understood.ignored))}")
+    for warning in understood.warnings:
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+
+
+_ROW_FACTS: list[tuple[str, Callable[[RowSet], str]]] = [
+    ("rows", lambda r: f"{r.rows:,}"),
+    ("that cannot be used", lambda r: f"{r.bad:,}" if r.bad else ""),
+    ("windows", lambda r: f"{r.documents:,}" if r.documents > r.rows else ""),
+    ("tokens a row, median", lambda r: f"{r.lengths.median:,}" if r.lengths else ""),
+    ("95 of 100 have at most", lambda r: f"{r.lengths.p95:,}" if r.lengths else ""),
+    ("longest", lambda r: f"{r.lengths.longest:,}" if r.lengths else ""),
+    ("cut", lambda r: f"{r.truncated:,} ({r.truncated_share:.1%})"),
+    ("values, low / mean / high", lambda r: " / ".join(f"{value:.3g}" for value in r.values or ())),
+    ("words", lambda r: f"{r.words:,}" if r.words is not None else ""),
+    ("without an answer", lambda r: f"{r.unanswerable:,}" if r.unanswerable is not None else ""),
+]
+
+
+def _class_rows(sets: Sequence[RowSet]) -> list[list[str]]:
+    """A line a class: its rows in each set and their share."""
+    lines: list[list[str]] = []
+    for title, counted in (("problem", [r.problems or {} for r in sets]), ("class", [r.classes or {} for r in sets])):
+        names = list(dict.fromkeys(name for counts in counted for name in counts))
+        for name in names[:_CLASSES_SHOWN]:
+            shares = [
+                f"{counts.get(name, 0):,} ({counts.get(name, 0) / max(1, sum(counts.values())):.1%})"
+                for counts in counted
+            ]
+            lines.append([escape(f"{title} {name:.40}"), *shares])
+        if len(names) > _CLASSES_SHOWN:
+            rest = [sum(counts.get(name, 0) for name in names[_CLASSES_SHOWN:]) for counts in counted]
+            lines.append([f"{len(names) - _CLASSES_SHOWN:,} more, together", *(f"{count:,}" for count in rest)])
+    return lines

@@ -115,7 +115,7 @@ def test_another_encoding_is_refused_by_byte_and_line_and_read_by_name(tmp_path)
 def test_lines_stream_and_bad_ones_stay_in_place():
     lines = [b'\xef\xbb\xbf"bare"\n', b"\n", b'{"tweet": "t"}', b"oops\n", b'"M\xe4dchen"', b'["a", "b"]', b"3", b'" "']
     given = iter(lines)
-    rows = read_lines(given, "label", {"text": "tweet"})
+    rows = read_lines(given, "multi", {"text": "tweet"})
     assert next(rows).text == "bare" and next(given) == b"\n"  # no line is read ahead
     found = [row.message if isinstance(row, BadRow) else (row.text, row.other) for row in rows]
     assert found[0] == ("t", None) and found[3] == ("a", "b")
@@ -172,6 +172,11 @@ def test_csv_that_cannot_be_used(tmp_path, text, options, message):
         ("tag", [{"text": "abc", "spans": [{"start": 0, "end": 1, "label": "X", "text": "b"}]}], "are 'a', not 'b'"),
         ("span", [{"question": "q", "context": "c"}], "no column for 'answers'"),
         ("pair", [{"premise": "p", "label": "x"}], "no columns for 'a' and 'b'"),
+        (
+            "label",
+            [{"question": "q", "sentence": "s", "label": "x"}],
+            "'question' and 'sentence': take the task 'pair'",
+        ),
         ("lable", [{"text": "a", "label": "x"}], "no such kind of task; did you mean 'label'"),
     ],
 )

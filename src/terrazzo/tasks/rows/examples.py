@@ -40,7 +40,7 @@ def _bare(row: Any, kind: str) -> Row:
     if isinstance(row, Sequence) and not isinstance(row, str) and all(isinstance(item, str) for item in row):
         if kind == "tag":
             return {"tokens": list(row)}
-        if len(row) == 2:
+        if len(row) == 2 and kind != "label":
             return dict(zip(("question", "context") if kind == "span" else ("a", "b"), row, strict=True))
     wanted = {"pair": '["one text", "another"]', "span": '{"question": ..., "context": ...}'}
     raise InputError(f"{row!r:.60} is no row of the task {kind!r}; write {wanted.get(kind, 'a text or an object')}")

@@ -10,7 +10,7 @@ from terrazzo.errors import InputError
 
 #: The fields of every kind of task: those it needs, each with what it may be replaced by, and the optional ones.
 KINDS: Mapping[str, tuple[str, ...]] = {
-    "label": ("text", "a", "b", "label", "id"),
+    "label": ("text", "label", "id"),
     "pair": ("a", "b", "label", "id"),
     "regression": ("text", "a", "b", "score", "id"),
     "tag": ("tokens", "tags", "text", "spans", "id"),
@@ -112,6 +112,10 @@ def _texts(kind: str, columns: tuple[str, ...], given: Mapping[str, str], labell
     if kind != "pair" and "text" in columns and "text_pair" not in columns:
         return {"text": "text"}
     pair = _pair(columns)
+    if pair is not None and kind == "label":
+        raise InputError(
+            f"two texts, {pair[0]!r} and {pair[1]!r}: take the task 'pair', or name one with --fields text=COLUMN"
+        )
     if pair is not None:
         return {"a": pair[0], "b": pair[1]}
     if kind == "pair":

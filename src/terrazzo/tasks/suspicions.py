@@ -1,0 +1,132 @@
+"""What looks wrong with labelled rows: leaks, contradictions, lone and lopsided classes, broken characters."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from terrazzo.tasks.task import Example
+
+_SHOWN = 10
+_LOPSIDED = 10
+_MOJIBAKE = re.compile("[ÂÃ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€|\ufffd")
+
+Counts = Mapping[str, int] | None
+
+
+def suspicions(
+    train: Sequence[Example], dev: Sequence[Example], train_classes: Counts, dev_classes: Counts
+) -> list[str]:
+    """Warnings about training and evaluation rows, a sentence each."""
+    found = [
+        lone_classes(train_classes),
+        strange_classes(train_classes, dev_classes),
+        lopsided(train, train_classes),
+        leaks(train, dev),
+        contradictions(train),
+        broken_characters([*train, *dev]),
+    ]
+    return [warning for warning in found if warning]
+
+
+def lone_classes(classes: Counts) -> str:
+    """Classes that a single row has."""
+    lone = [name for name, count in (classes or {}).items() if count == 1]
+    if not lone:
+        return ""
+    return f"{_many(len(lone), 'class', 'es')} with a single row in train: {_names(lone)}; add rows, or merge classes"
+
+
+def strange_classes(train: Counts, dev: Counts) -> str:
+    """Classes that only the evaluation rows have."""
+    strange = [name for name in dev or {} if name not in (train or {})]
+    if not strange or not train:
+        return ""
+    return (
+        f"{_many(len(strange), 'class', 'es')} in the eval rows that train lacks, never to be right: {_names(strange)}"
+    )
+
+
+def lopsided(train: Sequence[Example], classes: Counts) -> str:
+    """A class that outnumbers another by far."""
+    if not classes or not all(isinstance(row.target, str) for row in train):
+        return ""
+    most, fewest = max(classes.items(), key=_count), min(classes.items(), key=_count)
+    if most[1] < _LOPSIDED * fewest[1]:
+        return ""
+    return (
+        f"class {most[0]!r} has {most[1]:,} training rows and {fewest[0]!r} {fewest[1]:,}: consider "
+        "class_weights=balanced, and a metric that counts classes alike (f1)"
+    )
+
+
+def leaks(train: Sequence[Example], dev: Sequence[Example]) -> str:
+    """Evaluation rows whose text stands in train, too, but for case and spaces."""
+    places = {text_key(row): _place(row) for row in reversed(train)}
+    found = [f"{_place(row)} (train: {places[text_key(row)]})" for row in dev if text_key(row) in places]
+    if not found:
+        return ""
+    return (
+        f"{len(found):,} of {_many(len(dev), 'eval row')} stand in train, too, so the score flatters: "
+        f"{_listed(found)}; take them out of one of the two"
+    )
+
+
+def contradictions(train: Sequence[Example]) -> str:
+    """Training rows of one text with different answers."""
+    groups: dict[tuple[str, ...], list[Example]] = defaultdict(list)
+    for row in train:
+        groups[text_key(row)].append(row)
+    found = [
+        " and ".join(f"{_place(row)} ({row.target!r:.30})" for row in first_of_each(rows))
+        for rows in groups.values()
+        if len(rows) > 1 and isinstance(rows[0].target, (str, float)) and len({row.target for row in rows}) > 1
+    ]
+    if not found:
+        return ""
+    return f"{_many(len(found), 'text')} in train with different answers: {_listed(found)}; decide for one"
+
+
+def first_of_each(rows: Sequence[Example]) -> list[Example]:
+    """The first two rows whose answers differ."""
+    return [rows[0], next(row for row in rows if row.target != rows[0].target)]
+
+
+def broken_characters(rows: Iterable[Example]) -> str:
+    """Rows that look as if their text had been read in the wrong encoding once."""
+    found = [(row, match) for row in rows if (match := _MOJIBAKE.search(row.text) or _MOJIBAKE.search(row.other or ""))]
+    if not found:
+        return ""
+    row, match = found[0]
+    return (
+        f"{_many(len(found), 'row')} with broken characters ({match.group()!r} in {row.where}): the text was once "
+        "read in the wrong encoding; make the file anew, or name its --encoding"
+    )
+
+
+def text_key(row: Example) -> tuple[str, ...]:
+    """What makes two rows the same: their texts and problem, but for case and spaces."""
+    return tuple(" ".join((text or "").casefold().split()) for text in (row.text, row.other, row.problem))
+
+
+def _place(row: Example) -> str:
+    """Where a row stands, without the name of its file."""
+    return row.where.rpartition(", ")[2]
+
+
+def _count(item: tuple[str, int]) -> int:
+    return item[1]
+
+
+def _many(count: int, noun: str, plural: str = "s") -> str:
+    return f"{count:,} {noun}{plural if count != 1 else ''}"
+
+
+def _names(names: Sequence[str]) -> str:
+    return _listed([repr(name) for name in names])
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _SHOWN:,} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
