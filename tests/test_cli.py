@@ -19,6 +19,7 @@ from terrazzo import cli
 from terrazzo.checkpoint import save_model
 from terrazzo.data import PrepareConfig
 from terrazzo.data.files import sha256
+from terrazzo.errors import RunError
 from terrazzo.nn import Encoder, bert
 from terrazzo.objectives import MLM
 from terrazzo.testing import TINY_MODEL, log_metrics, losses, tiny_corpus, tiny_run, tiny_texts
@@ -157,7 +158,7 @@ def test_a_config_file_its_stages_and_options(command, corpus, tmp_path):
 
 def test_options_of_prepare_have_the_defaults_of_its_config():
     defaults = PrepareConfig()
-    for name, parameter in inspect.signature(cli.prepare).parameters.items():
+    for name, parameter in inspect.signature(cli.pretraining.prepare).parameters.items():
         if name not in ("sources", "out"):
             assert parameter.default == getattr(defaults, name), name
 
@@ -292,7 +293,7 @@ def test_ranks_beyond_the_first_repeat_no_refusal_but_tell_what_they_alone_know(
     assert command("report", tmp_path)[::2] == (2, "")
 
     def lost(path):
-        raise cli.RunError("another rank stopped answering")
+        raise RunError("another rank stopped answering")
 
     monkeypatch.setattr("terrazzo.train.write_report", lost)
     assert command("report", tmp_path)[::2] == (3, "terrazzo (rank 1): another rank stopped answering\n")

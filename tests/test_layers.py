@@ -15,8 +15,8 @@ LAYERS = (
     ("nn", "data", "optim"),
     ("checkpoint", "objectives"),
     ("train", "growth", "hf"),
-    ("tasks", "retrieval", "compress", "causal", "vision", "testing"),
-    ("api",),
+    ("tasks", "retrieval", "compress", "causal", "vision"),
+    ("api", "testing"),
     ("serve", "show"),
     ("cli",),
 )

@@ -1,8 +1,7 @@
-"""The command line: prepare, plan, pretrain, report, encode."""
+"""From text to an encoder: prepare, plan, pretrain, report, encode."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -11,36 +10,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from terrazzo.errors import InputError, RunError
-
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="From a folder of text to an encoder of your own.",
-)
-
-
-def main() -> None:
-    """Run the command line: input errors exit with 2, runs that cannot go on with 3, both without a traceback."""
-    try:
-        app()
-    except InputError as error:
-        _fail(error, 2)
-    except RunError as error:
-        _fail(error, 3)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _fail(RunError(f"the disk is full ({error}): free some space and start the same command again"), 3)
-
-
-def _fail(error: Exception, status: int) -> None:
-    rank = int(os.environ.get("RANK", 0))
-    # Every rank refuses the same input; what ends a run may be known to one alone.
-    if rank == 0 or isinstance(error, RunError):
-        print(f"terrazzo{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
-    raise SystemExit(status)
+from terrazzo.cli.app import app
+from terrazzo.errors import InputError
 
 
 @app.command()

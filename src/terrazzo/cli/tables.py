@@ -1,0 +1,102 @@
+"""What evaluate and finetune print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from terrazzo.tasks.evaluate import Confusion, Evaluation
+
+_PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold", "title_justify": "left"}
+_MOST_CLASSES, _MOST_PARTS = 12, 20
+
+
+def show_evaluation(result: Evaluation, console: Console | None = None) -> None:
+    """Print an evaluation: the metric with its interval, tables, worst mistakes."""
+    console = console or Console()
+    console.print(f"[bold]{result.main}  {_figure(result.value)}[/]  {_interval(result)}, {result.rows:,} rows")
+    others = [f"{name} {_figure(value)}" for name, value in result.scores.items() if name != result.main]
+    if result.calibration_error is not None:
+        others.append(f"calibration error {_figure(result.calibration_error)}")
+    if others:
+        console.print(", ".join(others))
+    for line in _remarks(result):
+        console.print(line, style="yellow", markup=False)
+    if result.confusion is not None:
+        console.print(_confusion(result.confusion))
+    if result.groups:
+        console.print(_groups(result.groups))
+    if result.worst:
+        console.print(_mistakes(result))
+
+
+def _interval(result: Evaluation) -> str:
+    return f"(95 % interval {_figure(result.low)} to {_figure(result.high)})"
+
+
+def _figure(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4f}"
+
+
+def _remarks(result: Evaluation) -> list[str]:
+    """What the numbers do not say: rows that were cut, left out or refused."""
+    remarks = []
+    if result.truncated:
+        remarks.append(f"{result.truncated:,} rows are longer than the model reads; their ends were cut off")
+    if result.without_answer:
+        remarks.append(f"{result.without_answer:,} rows without an answer were left out")
+    if result.bad:
+        first = result.bad[0]
+        remarks.append(f"{len(result.bad):,} bad rows; the first: {first.where}: {first.message}")
+    if result.unknown_labels:
+        names = ", ".join(f"{name!r} ({rows:,})" for name, rows in list(result.unknown_labels.items())[:5])
+        remarks.append(f"labels that the model does not know count as wrong: {names}")
+    return remarks
+
+
+def _confusion(confusion: Confusion) -> Table:
+    """The whole table of few classes, the commonest mistakes of many."""
+    if len(confusion.classes) > _MOST_CLASSES:
+        table = Table("right", "said", title="commonest confusions", **_PLAIN)
+        table.add_column("rows", justify="right")
+        for right, said, count in confusion.pairs():
+            table.add_row(escape(right), escape(said), f"{count:,}")
+        return table
+    table = Table("right \\ said", title="confusion", **_PLAIN)
+    for name in confusion.classes:
+        table.add_column(escape(name), justify="right")
+    for i, (name, row) in enumerate(zip(confusion.classes, confusion.counts, strict=True)):
+        cells = [f"[bold]{count:,}[/]" if i == j else f"{count:,}" if count else "·" for j, count in enumerate(row)]
+        table.add_row(escape(name), *cells)
+    return table
+
+
+def _groups(groups: Mapping[str, Mapping[str, float]]) -> Table:
+    names = list(dict.fromkeys(name for part in groups.values() for name in part))
+    table = Table("part", title="parts", **_PLAIN)
+    for name in names:
+        table.add_column(name, justify="right")
+    for part, values in list(groups.items())[:_MOST_PARTS]:
+        cells = [f"{values[n]:,.0f}" if n == "rows" else _figure(values[n]) if n in values else "–" for n in names]
+        table.add_row(escape(part), *cells)
+    if len(groups) > _MOST_PARTS:
+        table.caption = f"and {len(groups) - _MOST_PARTS} more"
+    return table
+
+
+def _mistakes(result: Evaluation) -> Table:
+    table = Table(title="worst mistakes", **_PLAIN)
+    table.add_column("loss", justify="right")
+    for name in ("right", "said"):
+        table.add_column(name, max_width=28)
+    table.add_column("where, text")
+    for mistake in result.worst:
+        texts = " | ".join(text for text in (mistake.problem, mistake.other, mistake.text) if text)
+        place = f"[dim]{escape(mistake.where)}[/] " if mistake.where else ""
+        table.add_row(f"{mistake.loss:.2f}", escape(mistake.right), escape(mistake.said), place + escape(texts))
+    return table
