@@ -7,7 +7,7 @@ import pytest
 
 from terrazzo.tasks import words
 from terrazzo.tasks.schemes import chunks_of_tags, may_follow, tags_of_chunks
-from terrazzo.tasks.tag import log_softmax
+from terrazzo.tasks.windows import log_softmax
 
 CLASSES = {"IOB2": ["O", "B-A", "I-A", "B-B", "I-B"], "BIOES": ["O", "B-A", "I-A", "E-A", "S-A"]}
 

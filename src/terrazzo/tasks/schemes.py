@@ -43,7 +43,8 @@ def chunks_of_tags(tags: Sequence[str]) -> list[Chunk]:
     """The chunks that tags of any scheme, valid or not, stand for.
 
     Every tag but `O` belongs to a chunk; it carries the last one on if it has the same label, is an `I`, `E` or `L`,
-    and follows no `E`, `L`, `S` or `U`. Valid IO, IOB1, IOB2, BIOES and BILOU all read right.
+    and follows no `E`, `L`, `S` or `U`. Valid IO, IOB1, IOB2, BIOES and BILOU all read right; a plain tag is a chunk of
+    its own.
 
     Reference: conlleval (Tjong Kim Sang and Buchholz, CoNLL-2000), which seqeval follows in its default mode.
     """
@@ -53,7 +54,7 @@ def chunks_of_tags(tags: Sequence[str]) -> list[Chunk]:
         if tag == "O":
             open_label = None
             continue
-        role, label = _ROLES.get(tag[0], tag[0]), tag[2:]
+        role, label = (_ROLES.get(tag[0], tag[0]), tag[2:]) if has_form(tag) else ("B", tag)
         if role in "IE" and label == open_label:
             chunks[-1] = (label, chunks[-1][1], index + 1)
         else:

@@ -34,7 +34,7 @@ from terrazzo.tasks.schemes import (
 )
 from terrazzo.tasks.task import BadRow, Encoded, Example, Metric, Result, Scores, Span
 from terrazzo.tasks.texts import Frame, frame
-from terrazzo.tasks.windows import Tokens, tokens_of
+from terrazzo.tasks.windows import Tokens, log_softmax, selected_rows, tokens_of
 from terrazzo.tasks.words import likeliest_chunks, tags_given, word_documents, word_log_p, words_of
 
 
@@ -224,20 +224,6 @@ class TagTask:
 
     def _place(self, label: str) -> int:
         return self.labels.index(label) if label in self.labels else len(self.labels)
-
-
-def selected_rows(outputs: Tensor, batch: Packed) -> list[np.ndarray]:
-    """The outputs `(M, C)` at the selected tokens by document, float32 on the host."""
-    assert batch.masked_M is not None, "the batch selects no tokens"
-    ends_B = torch.searchsorted(batch.masked_M, batch.cu_seqlens[1:].long()).tolist()
-    values_MC = outputs.detach().float().cpu().numpy()
-    return [values_MC[start:end] for start, end in zip([0, *ends_B], ends_B, strict=False)]
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Logarithms of probabilities along the last axis, float64."""
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def _tags_at(example: Example) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""Long texts in overlapping windows, and tokens with their characters.
+"""Long texts in overlapping windows, tokens with their characters, outputs at tokens.
 
-Shapes: L tokens of a text, W windows, K chosen tokens.
+Shapes: W windows, K chosen tokens, M selected tokens of a batch, C outputs.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from terrazzo.data.tokenizer import encodable
+from terrazzo.packed import Packed
 
 _AT_A_TIME = 4096
 
@@ -83,3 +86,17 @@ def most_context(windows_W2: np.ndarray, tokens_K: np.ndarray, length: int) -> n
     after_WK = np.where(ends_W1 == length, length, ends_W1 - 1 - tokens_K)
     outside_WK = (tokens_K < starts_W1) | (tokens_K >= ends_W1)
     return np.where(outside_WK, -1, np.minimum(before_WK, after_WK)).argmax(0)
+
+
+def selected_rows(outputs: Tensor, batch: Packed) -> list[np.ndarray]:
+    """The outputs `(M, C)` at the selected tokens by document, float32 on the host."""
+    assert batch.masked_M is not None, "the batch selects no tokens"
+    ends_B = torch.searchsorted(batch.masked_M, batch.cu_seqlens[1:].long()).tolist()
+    values_MC = outputs.detach().float().cpu().numpy()
+    return [values_MC[start:end] for start, end in zip([0, *ends_B], ends_B, strict=False)]
+
+
+def log_softmax(logits: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Logarithms of probabilities along an axis, float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
