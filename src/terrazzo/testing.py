@@ -29,6 +29,7 @@ from terrazzo.tasks.model import TaskModel, save_task_model
 from terrazzo.tasks.task import Task
 from terrazzo.train import Budget, Init, RunConfig, Sampling, Stage, read_run, resolve, train
 from terrazzo.train.metrics import MetricsLog, read_metrics
+from terrazzo.train.workload import Workload
 
 #: Fields of an encoder that trains a step in milliseconds.
 TINY_MODEL = {"width": 32, "depth": 2, "num_heads": 2, "mlp_width": 64, "max_len": 64}
@@ -135,7 +136,9 @@ def check_method(folder: Path, steps: int = 40, learns: float = 0.3, **stage: An
         assert torch.equal(a, b), f"resuming changes {name}"
 
 
-def start_ranks(config: RunConfig, ranks: int = 2, resume: bool = False) -> list[BaseProcess]:
+def start_ranks(
+    config: RunConfig, ranks: int = 2, resume: bool = False, workload: Workload | None = None
+) -> list[BaseProcess]:
     """Begin a run on `ranks` processes of this machine that talk through gloo, as torchrun would; one runs alone.
 
     They are forked from a server that has imported everything, which takes milliseconds after the first time.
@@ -150,28 +153,29 @@ def start_ranks(config: RunConfig, ranks: int = 2, resume: bool = False) -> list
     started: list[BaseProcess] = []
     for rank in range(ranks):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-        process = context.Process(target=_run_rank, args=(config, resume, {**shared, **own}), daemon=True)
+        given = (config, workload, resume, {**shared, **own})
+        process = context.Process(target=_run_rank, args=given, daemon=True)
         process.start()
         started.append(process)
     return started
 
 
-def train_on_ranks(config: RunConfig, ranks: int = 2, resume: bool = False) -> None:
+def train_on_ranks(config: RunConfig, ranks: int = 2, resume: bool = False, workload: Workload | None = None) -> None:
     """Train on several processes and wait for them.
 
     Raises:
         AssertionError: one of them failed; its traceback is on standard error.
     """
-    started = start_ranks(config, ranks, resume)
+    started = start_ranks(config, ranks, resume, workload)
     for process in started:
         process.join()
     statuses = [process.exitcode for process in started]
     assert not any(statuses), f"exit statuses of the ranks: {statuses}"
 
 
-def _run_rank(config: RunConfig, resume: bool, environment: dict[str, str]) -> None:
+def _run_rank(config: RunConfig, workload: Workload | None, resume: bool, environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    train(config, resume=resume, hooks=log_metrics)
+    train(config, workload=workload, resume=resume, hooks=log_metrics)
 
 
 def _trained(config: RunConfig, resume: bool = False) -> Path:

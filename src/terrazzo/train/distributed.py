@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from terrazzo.errors import InputError, RunError
 from terrazzo.nn import Encoder
 from terrazzo.packed import Packed
 
+T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=10)
 
 
@@ -55,6 +56,14 @@ class Ranks:
         least = torch.tensor(value)
         dist.all_reduce(least, dist.ReduceOp.MIN, group=self.control)
         return int(least)
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, which travels pickled, in the order of the ranks."""
+        if self.control is None:
+            return [value]
+        values: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control)
+        return values  # type: ignore[return-value]
 
     def barrier(self) -> None:
         """Wait for all ranks."""

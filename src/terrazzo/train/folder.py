@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -18,7 +17,7 @@ from terrazzo.errors import InputError, RunError
 from terrazzo.provenance import provenance, write_json_atomic
 from terrazzo.train.distributed import Ranks
 from terrazzo.train.run import RunConfig
-from terrazzo.train.state import Checkpoint, best_folder, latest_checkpoint, remove_unfinished
+from terrazzo.train.state import Checkpoint, latest_checkpoint, remove_unfinished
 from terrazzo.train.workload import Workload
 
 if TYPE_CHECKING:
@@ -145,7 +144,6 @@ def finish_run(session: Session, model: nn.Module) -> Path:
         counters = session.counters
         done = {"steps": counters.total_steps, "tokens": counters.tokens, "seconds": counters.seconds}
         session.workload.finish(session.run, model, {**session.provenance, "trained": done})
-        shutil.rmtree(best_folder(session.run), ignore_errors=True)
     session.ranks.barrier()
     return session.run / "model"
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from terrazzo.checkpoint import atomic_folder
 from terrazzo.data import Corpus, Loader
 from terrazzo.data.keyed import derive
 from terrazzo.errors import RunError
@@ -36,6 +35,7 @@ from terrazzo.train.state import (
     copied,
     restore_model,
     restore_optimizer,
+    save_best,
     save_checkpoint,
     step_module,
     whole_model,
@@ -372,7 +372,7 @@ class StageRun:
             return
         counters.settled = True
         if counters.best_step not in (None, counters.total_steps):
-            restore_model(self.module, self.best or self.work.read(best_folder(self.session.run)))
+            restore_model(self.module, self.best or self.work.read(best_folder(self.session.run, counters)))
             self.best = None
 
     def _checkpoint(self) -> None:
@@ -382,8 +382,8 @@ class StageRun:
             raise self._broken("the update left weights that are not finite", counters.step - 1)
         if session.ranks.is_main:
             if self.best:
-                with atomic_folder(best_folder(session.run)) as folder:
-                    self.work.write(folder, self.best, session.provenance)
+                best = self.best
+                save_best(session.run, counters, lambda folder: self.work.write(folder, best, session.provenance))
             session.last_checkpoint = save_checkpoint(
                 session.run,
                 counters,

@@ -106,8 +106,27 @@ def checkpoint_folder(run: Path) -> Path:
     return run / "checkpoints"
 
 
-def best_folder(run: Path) -> Path:
-    """Where a run keeps the best weights of a stage that has not ended, as of its last checkpoint."""
+def save_best(run: Path, counters: Counters, write: Callable[[Path], None]) -> None:
+    """Write RUN/best, the best weights as of the checkpoint that is being made, under a temporary name."""
+    with atomic_folder(run / "best") as temporary:
+        write(temporary)
+        standing = {"stage": counters.stage, "step": counters.best_step, "score": counters.best_score}
+        write_json_atomic(temporary / "best.json", standing)
+
+
+def best_folder(run: Path, counters: Counters) -> Path:
+    """RUN/best, once it is sure to hold what the counters call the best, or what came after it and was better.
+
+    Raises:
+        InputError: it is missing, or of another stage or an earlier step.
+    """
+    file = run / "best" / "best.json"
+    found = json.loads(file.read_text()) if file.is_file() else {}
+    if found.get("stage") != counters.stage or found.get("step", -1) < (counters.best_step or 0):
+        raise InputError(
+            f"{run / 'best'}: does not hold the weights of step {counters.best_step}, the best of this stage: restore "
+            "it from a copy, or delete all checkpoints to begin again"
+        )
     return run / "best"
 
 
