@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from terrazzo.config import to_dict
+from terrazzo.errors import InputError
 from terrazzo.provenance import provenance, write_json_atomic
 from terrazzo.tasks.metrics import answered, bootstrap, confusion
 from terrazzo.tasks.mistakes import Mistake, span_sets, worst_mistakes
@@ -124,6 +125,8 @@ def evaluation(
     pairs = [(row, result) for row, result in zip(rows, results, strict=True) if isinstance(row, Example)]
     examples, said = [row for row, _ in pairs], [result for _, result in pairs]
     unread = [row for row in rows if isinstance(row, BadRow)]
+    if unread and not examples:
+        raise InputError(f"{unread[0].where}: {unread[0].message} (none of the {len(unread):,} rows can be used)")
     refused = [BadRow(where=row.where, message=result.error) for row, result in pairs if result.error is not None]
     without = sum(row.target is None for row in examples)
     examples, said = answered(examples, said)

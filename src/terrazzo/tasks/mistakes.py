@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from terrazzo.tasks.answers import answer_scores
 from terrazzo.tasks.schemes import chunks_of_tags
 from terrazzo.tasks.task import Example, Result, Span
 
@@ -112,8 +113,6 @@ def _chunk_words(example: Example, chunks: set[_Place]) -> str:
 
 
 def _answer(example: Example, result: Result) -> _Judged:
-    from terrazzo.tasks.span import answer_scores
-
     assert isinstance(example.target, tuple)
     answers = [span.text for span in example.target if isinstance(span, Span)]
     _, f1 = answer_scores(result.label or "", answers)
