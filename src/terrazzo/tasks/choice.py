@@ -14,6 +14,7 @@ from terrazzo.errors import InputError
 from terrazzo.tasks.label import LabelTask
 from terrazzo.tasks.multi import MultiTask
 from terrazzo.tasks.regression import RegressionTask
+from terrazzo.tasks.span import SpanTask
 from terrazzo.tasks.tag import TagTask
 from terrazzo.tasks.task import Example, Task
 
@@ -23,11 +24,12 @@ TASKS: dict[str, Any] = {
     "pair": LabelTask,
     "regression": RegressionTask,
     "tag": TagTask,
+    "span": SpanTask,
     "multi": MultiTask,
 }
 
 #: Any of them, as a config field told apart by `kind`.
-TaskConfig = Annotated[LabelTask | RegressionTask | TagTask | MultiTask, Field(discriminator="kind")]
+TaskConfig = Annotated[LabelTask | RegressionTask | TagTask | SpanTask | MultiTask, Field(discriminator="kind")]
 
 
 def build_task(kind: str, examples: Sequence[Example], options: Mapping[str, Any] | None = None) -> Task:
