@@ -128,6 +128,9 @@ def test_fill_mask_without_a_mask_or_a_head(model, tmp_path):
     encoder = terrazzo.load(folder(tmp_path / "encoder", kind=Encoder))
     with pytest.raises(InputError, match="no masked-language-model head"):
         encoder.fill_mask("a [MASK]")
+    causal = terrazzo.load(folder(tmp_path / "causal", mosaicbert("tiny", VOCAB, **SMALL, causal=True)))
+    with pytest.raises(InputError, match="this model is causal"):
+        causal.fill_mask("a [MASK]")
 
 
 def test_bf16_weights_give_nearby_float32_vectors(tmp_path):

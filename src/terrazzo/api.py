@@ -136,10 +136,13 @@ class Model:
         """The `top_k` likeliest tokens for every mask token in `text`, best first.
 
         Raises:
-            InputError: the model has no masked-language-model head, or the text no mask within the model's length.
+            InputError: the model has no masked-language-model head or sees earlier tokens alone, or the text has no
+                mask within the model's length.
         """
         if not isinstance(self.network, MaskedLM):
             raise InputError("fill_mask: this model has no masked-language-model head, it can only encode")
+        if self.config.causal:
+            raise InputError("fill_mask: this model is causal, it sees nothing behind a mask; it can only encode")
         if top_k < 1:
             raise InputError(f"top_k={top_k}: must be at least 1")
         mask = SpecialTokens.of(self.tokenizer).mask

@@ -120,8 +120,10 @@ def score_minimal_pairs(
     """Judge all pairs; `progress` is called with the pairs done and their number.
 
     Raises:
-        InputError: a sentence is longer than the model reads.
+        InputError: a sentence is longer than the model reads, or the model is causal.
     """
+    if model.config.causal:
+        raise InputError("minimal pairs: this model is causal; they are judged by hiding tokens between others")
     mask, right, done = SpecialTokens.of(tokenizer).mask, defaultdict(list), 0
     phenomenon = {pair.paradigm: pair.phenomenon for pair in pairs}
     model.eval()
