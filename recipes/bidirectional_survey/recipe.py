@@ -64,7 +64,7 @@ class Settings:
     tuning: Tuning
     megabytes: float = 14.0
     vocab_size: int = 2048
-    rows: int = 4000
+    rows: int = 2000
     seeds: tuple[int, ...] = (0, 1, 2)
     eval_tokens: int = 32_768
     workers: int = 2
@@ -86,7 +86,7 @@ SETTINGS = {
     "small": Settings(
         model=Init(fields=_SMALL),
         sampling=Sampling(max_len=128, batch_tokens=1024, workers=0),
-        tokens=3_000_000,
+        tokens=2_000_000,
         tuning=Tuning(),
     ),
     "paper": Settings(
