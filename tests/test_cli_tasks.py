@@ -86,7 +86,10 @@ def test_mistakes_of_a_person(command, model, tmp_path):
         (("predict", "--model", tmp_path / "nowhere"), "no such folder"),
         (("predict", "--model", tmp_path), "it has no config.json"),
         (("predict", "--model", model, "--fields", "text"), "--fields text: write it as field=column"),
-        (("evaluate", "--model", model), "either --data FILE"),
+        (("evaluate", "--model", model), "evaluate takes --data FILE"),
+        (("evaluate", "--model", model, "--suite", "glue"), "--data-root: name the folder"),
+        (("evaluate", "--suite", "glue", "--data-root", tmp_path), "--suite takes a model"),
+        (("evaluate", "--suite", "glu", "--data-root", tmp_path, "--model", model), "glu"),
         (("evaluate", "--model", model, "--data", tmp_path / "none.jsonl"), "none.jsonl"),
         (("evaluate", "--model", model, "--data", data, "--fields", "label=mood"), "no column 'mood'"),
     ):

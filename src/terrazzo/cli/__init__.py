@@ -1,7 +1,8 @@
-"""The command line: prepare, plan, pretrain, report, encode; finetune, predict, evaluate."""
+"""The command line: prepare, plan, pretrain, report, encode; finetune, predict; evaluate."""
 
-from terrazzo.cli import pretraining as pretraining
-from terrazzo.cli import tasks as tasks
+from terrazzo.cli import pretraining as pretraining  # isort: skip
+from terrazzo.cli import tasks as tasks  # isort: skip
+from terrazzo.cli import evaluation as evaluation  # isort: skip
 from terrazzo.cli.app import app, main
 
 __all__ = ["app", "main"]
