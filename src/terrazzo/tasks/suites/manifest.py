@@ -1,4 +1,4 @@
-"""What a suite is: a .toml file that names its tasks, their data, their splits, their metrics and how each is trained."""
+"""What a suite is: a .toml file of tasks with their data, splits, metrics, and how each is trained."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Procedure:
     Args:
         lr: peak learning rates; of several, the one is taken that the first seed does best with on a tenth of the
             training rows, which it does not see; then every seed trains on all of them.
-        weight_decay: share of a weight that an AdamW step at the peak rate takes.
+        weight_decay: as AdamW's, times the learning rate.
         warmup: share of the steps in which the rate grows; then it falls linearly to zero.
         train_rows, eval_rows: of each file, drawn without regard to their answers, the same for every seed; None takes
             all. Of minimal pairs, `eval_rows` counts the pairs of each paradigm.
     """
 
     lr: tuple[float, ...] = (3e-5,)
-    weight_decay: float = 1e-6
+    weight_decay: float = 0.01
     batch_size: int = 32
     epochs: float = 3.0
     warmup: float = 0.06

@@ -35,7 +35,7 @@ class TaskRows:
 
 
 def missing_files(task: SuiteTask, data_root: Path) -> tuple[str, ...]:
-    """The files that the task cannot do without and that are not under `data_root`; none where its fallback is whole."""
+    """Files without which the task cannot run and that are not under `data_root`; none where its fallback is whole."""
     absent = _absent((*task.train, *task.evaluate.values()), data_root)
     return absent if absent and _fallback_absent(task, data_root) else ()
 
@@ -137,7 +137,7 @@ def _there(data_root: Path, file: str) -> bool:
 
 
 def _absent(files: Sequence[str], data_root: Path) -> tuple[str, ...]:
-    return tuple(file for file in files if not _there(data_root, file))
+    return tuple(dict.fromkeys(file for file in files if not _there(data_root, file)))
 
 
 def _fallback_absent(task: SuiteTask, data_root: Path) -> bool:
