@@ -37,23 +37,42 @@ class LabelledRows:
         """Tokenize rows.
 
         Args:
-            strict: refuse a row whose answer the task does not know; otherwise it stays and counts as wrong.
+            strict: refuse a row that the task cannot use; otherwise it stays and counts as wrong.
 
         Raises:
             InputError: a row cannot be used; the first is named, and how many there are.
         """
         encoded = task.encode_many(examples, tokenizer, max_len)
         if not strict:
-            unanswered = [i for i, rows in enumerate(encoded) if isinstance(rows, BadRow)]
-            asked = [dataclasses.replace(examples[i], target=None) for i in unanswered]
-            for i, rows in zip(unanswered, task.encode_many(asked, tokenizer, max_len), strict=True):
-                encoded[i] = rows
-        bad = [rows for rows in encoded if isinstance(rows, BadRow)]
+            return cls.scoring(task, examples, encoded, tokenizer, max_len)
+        bad = [given for given in encoded if isinstance(given, BadRow)]
         if bad:
             more = f" ({len(bad)} such rows; mend them or leave them out)" if len(bad) > 1 else ""
             raise InputError(f"{bad[0].where}: {bad[0].message}{more}".removeprefix(": "))
-        documents = [rows for rows in encoded if not isinstance(rows, BadRow)]
-        return cls(examples=examples, documents=documents)
+        return cls.usable(examples, encoded)
+
+    @classmethod
+    def usable(cls, examples: Sequence[Example], encoded: Sequence[list[Encoded] | BadRow]) -> LabelledRows:
+        """The rows that the task can use, of those that `encode_many` gave."""
+        pairs = [(row, given) for row, given in zip(examples, encoded, strict=True) if not isinstance(given, BadRow)]
+        return cls(examples=[row for row, _ in pairs], documents=[given for _, given in pairs])
+
+    @classmethod
+    def scoring(
+        cls,
+        task: Task,
+        examples: Sequence[Example],
+        encoded: Sequence[list[Encoded] | BadRow],
+        tokenizer: Tokenizer,
+        max_len: int,
+    ) -> LabelledRows:
+        """All rows: with an answer that the task does not know as documents without one, with no text as none."""
+        documents = list(encoded)
+        unknown = [i for i, given in enumerate(documents) if isinstance(given, BadRow)]
+        asked = [dataclasses.replace(examples[i], target=None) for i in unknown]
+        for i, given in zip(unknown, task.encode_many(asked, tokenizer, max_len), strict=True):
+            documents[i] = [] if isinstance(given, BadRow) else given
+        return cls(examples=examples, documents=[given for given in documents if not isinstance(given, BadRow)])
 
     @cached_property
     def flat(self) -> list[Encoded]:

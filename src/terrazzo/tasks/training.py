@@ -31,7 +31,7 @@ from terrazzo.tasks.batches import by_budget, collate
 from terrazzo.tasks.labelled import LabelledRows, RowStream
 from terrazzo.tasks.lora import LoraConfig, add_lora, merge_lora
 from terrazzo.tasks.model import TaskModel, load_task_model, model_folder, save_task_model, write_task_model
-from terrazzo.tasks.task import Encoded, Task
+from terrazzo.tasks.task import Encoded, Result, Task
 from terrazzo.train.check import check_fit, check_schedules
 from terrazzo.train.distributed import Ranks
 from terrazzo.train.run import RunConfig
@@ -71,6 +71,11 @@ class TaskWorkload:
         for name, rows in (("train", self.train), ("eval", self.dev)):
             if not rows.flat:
                 raise InputError(f"{name}: there are no rows")
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that scores the models."""
+        return self.task.score(self.dev.examples, [Result(error="")] * len(self.dev.examples)).main
 
     @cached_property
     def fingerprint(self) -> str:
@@ -226,7 +231,8 @@ class TaskStage:
         rows, results, first = self.workload.dev, [], 0
         for example, documents in zip(rows.examples, rows.documents, strict=True):
             parts = [outputs[i] for i in range(first, first + len(documents))]
-            results.append(self.task.decode(example, documents, parts))
+            unread = Result(error="the row cannot be read")
+            results.append(self.task.decode(example, documents, parts) if documents else unread)
             first += len(documents)
         scores = self.task.score(rows.examples, results)
         return {**scores.values, "score": scores.value}

@@ -90,7 +90,7 @@ def _lost_rank() -> Iterator[None]:
 
 @contextmanager
 def joined(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
-    """Join the ranks that torchrun started, if it did; leave them at the end.
+    """Join the ranks that torchrun started, if it did; leave them at the end, unless they were joined before.
 
     Raises:
         InputError: no GPU where one was asked for.
@@ -105,13 +105,16 @@ def joined(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
     local = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if wanted == "cuda" else torch.device("cpu")
     if local.type == "cuda":
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if wanted == "cuda" else "gloo", timeout=TIMEOUT)
+    joined_before = dist.is_initialized()
+    if not joined_before:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if wanted == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         with _lost_rank():
             control = dist.new_group(backend="gloo", timeout=TIMEOUT)
             yield Ranks(dist.get_rank(), dist.get_world_size(), local, control, int(os.environ["LOCAL_WORLD_SIZE"]))
     finally:
-        dist.destroy_process_group()
+        if not joined_before:
+            dist.destroy_process_group()
 
 
 class StepModule(nn.Module):

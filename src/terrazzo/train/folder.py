@@ -122,19 +122,20 @@ def check_same_run(run: Path, record: dict[str, Any]) -> None:
     for name, value in record["config"].items():
         if name not in FREE_FIELDS and (old := begun_with[name]) != value:
             raise InputError(
-                f"{run} was begun with {_first_difference(name, old, value)}; resume it with the same value"
+                f"{run} was begun with {first_difference(name, old, value)}; resume it with the same value"
             )
 
 
-def _first_difference(path: str, old: Any, new: Any) -> str:
+def first_difference(path: str, old: Any, new: Any) -> str:
+    """Where two plain values differ first, in words: `stages.0.seed = 1, not 2`."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *new]:
             if old.get(key) != new.get(key):
-                return _first_difference(f"{path}.{key}", old.get(key), new.get(key))
+                return first_difference(f"{path}.{key}", old.get(key), new.get(key))
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (a, b) in enumerate(zip(old, new, strict=True)):
             if a != b:
-                return _first_difference(f"{path}.{index}", a, b)
+                return first_difference(f"{path}.{index}", a, b)
     return f"{path} = {old!r}, not {new!r}"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from terrazzo.train.report.markup import Child, Html, aside, facts, join, section, tag
 from terrazzo.train.report.record import RunRecord
@@ -37,7 +39,11 @@ def cost(run: RunRecord) -> Html:
 
 def machine(run: RunRecord) -> Html:
     """Hardware, versions and commit."""
-    made = run.record.get("provenance", {})
+    return machine_of(run.record.get("provenance", {}), run.record.get("data_fingerprint", "?"))
+
+
+def machine_of(made: Mapping[str, Any], fingerprint: str) -> Html:
+    """Hardware, versions and commit of a provenance, and the fingerprint of the data."""
     hardware = made.get("hardware", {})
     memory = hardware.get("memory_bytes")
     cores = f"{hardware.get('cores', '?')} cores; threads of PyTorch: {hardware.get('torch_threads', '?')}"
@@ -50,6 +56,6 @@ def machine(run: RunRecord) -> Html:
         ("versions", ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())),
         ("commit", f"{made.get('commit') or 'none'}{', with changes' if made.get('dirty') else ''}"),
         ("last started", made.get("time", "?")),
-        ("data fingerprint", run.record.get("data_fingerprint", "?")),
+        ("data fingerprint", fingerprint),
     ]
     return section("Machine and versions", facts(pairs))

@@ -1,0 +1,304 @@
+"""Fine-tuning: rows understood, every learning rate trained with every seed, the best model kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from terrazzo.checkpoint import load_config, load_tokenizer
+from terrazzo.data.keyed import derive
+from terrazzo.errors import InputError
+from terrazzo.nn import EncoderConfig
+from terrazzo.tasks.choice import build_task
+from terrazzo.tasks.extend import extend_task_model
+from terrazzo.tasks.finetune_config import FinetuneConfig, default_lr, run_config, steps_of
+from terrazzo.tasks.finetune_record import (
+    FinetuneResult,
+    RunScore,
+    begin_folder,
+    begun_budget,
+    best_evaluation,
+    chosen_before,
+    keep_model,
+    prune,
+    read_score,
+    result_of,
+    run_folder,
+    write_score,
+)
+from terrazzo.tasks.labelled import LabelledRows
+from terrazzo.tasks.model import TaskModel, is_task_folder, load_task_model, model_folder
+from terrazzo.tasks.multi import MultiTask
+from terrazzo.tasks.rows import read_rows
+from terrazzo.tasks.task import BadRow, Example, Task
+from terrazzo.tasks.training import TaskWorkload
+from terrazzo.tasks.understood import Understanding, understand
+from terrazzo.train import Budget, RunConfig
+from terrazzo.train import train as train_run
+from terrazzo.train.distributed import Ranks, joined
+from terrazzo.train.hooks import Hook
+from terrazzo.train.metrics import MetricsLog
+from terrazzo.train.state import latest_checkpoint
+
+Hooks = Callable[[RunConfig], Callable[[Path], Sequence[Hook]]]
+#: Share of the training rows that score the models where no other rows do.
+HELD_OUT = 0.1
+
+
+def finetune(
+    config: FinetuneConfig,
+    *,
+    train: Sequence[Example] | None = None,
+    eval: Sequence[Example] | None = None,
+    hooks: Hooks | None = None,
+    on_understood: Callable[[Understanding], None] | None = None,
+    on_run: Callable[[RunScore], None] | None = None,
+) -> FinetuneResult | None:
+    """Fine-tune a model on labelled rows and write OUT/model and OUT/result.json.
+
+    The same call goes on where an earlier one stopped: finished runs are not repeated, an interrupted one resumes, and
+    more seeds or learning rates add runs. A budget in seconds is for all runs together; each gets an equal share of
+    what is left when it begins, the time to write its model taken off.
+
+    Args:
+        train, eval: rows instead of the files that the config names.
+        hooks: makes a run's listeners, as `terrazzo.train.default_hooks` does; None writes metrics.jsonl alone.
+        on_understood: is told what was understood of the rows, before anything is trained.
+        on_run: is told each run's score as it ends.
+
+    Returns:
+        None after SIGTERM or Ctrl-C; the same call then goes on.
+
+    Raises:
+        InputError: rows, model or folder that cannot be used; nothing has been trained then.
+        RunError: a run cannot go on; the message says why.
+    """
+    begin = time.perf_counter()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    with joined(config.device) as ranks:
+        prepared = prepare(config, train, eval)
+        if on_understood is not None and ranks.is_main:
+            on_understood(prepared.understanding)
+        tuning = Tuning(config, prepared, ranks, hooks or (lambda _: log_metrics), time.perf_counter() - begin)
+        begin_folder(config, prepared.workload, prepared.understanding, ranks)
+        for lr, seed in tuning.runs:
+            score = tuning.score(lr, seed)
+            if score is None:
+                return None
+            if on_run is not None and ranks.is_main:
+                on_run(score)
+        return tuning.finish()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Rows and model as every run takes them.
+
+    Args:
+        encoder: architecture of the model.
+    """
+
+    workload: TaskWorkload
+    encoder: EncoderConfig
+    understanding: Understanding
+
+
+def prepare(
+    config: FinetuneConfig, train: Sequence[Example] | None = None, dev: Sequence[Example] | None = None
+) -> Prepared:
+    """Read, understand and tokenize the rows, and find the task that they make.
+
+    Training rows that the task cannot use are left out, with a warning; those that score the model count as wrong.
+
+    Raises:
+        InputError: rows or a model that cannot be used.
+    """
+    folder = model_folder(config.model)
+    encoder = load_config(folder)
+    tokenizer = load_tokenizer(folder, encoder)
+    max_len = _max_len(config, encoder)
+    train, dev, ignored = _rows(config, train, dev)
+    task, initial = _task(config, folder, train)
+    documents = [task.encode_many(rows, tokenizer, max_len) for rows in (train, dev)]
+    understanding = understand(
+        train, dev, task, tokenizer, max_len, train_documents=documents[0], dev_documents=documents[1], ignored=ignored
+    )
+    _refuse_hopeless(documents[0], "train")
+    _refuse_hopeless(documents[1], "eval")
+    workload = TaskWorkload(
+        task=task,
+        tokenizer=tokenizer,
+        train=LabelledRows.usable(train, documents[0]),
+        dev=LabelledRows.scoring(task, dev, documents[1], tokenizer, max_len),
+        max_len=max_len,
+        batch_size=config.batch_size,
+        freeze=config.freeze,
+        lora=config.lora,
+        initial=initial,
+    )
+    return Prepared(workload=workload, encoder=encoder, understanding=understanding)
+
+
+class Tuning:
+    """The runs of a fine-tuning.
+
+    Args:
+        seconds: already spent on the rows.
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        prepared: Prepared,
+        ranks: Ranks,
+        hooks: Hooks,
+        seconds: float,
+    ) -> None:
+        self.config, self.workload, self.ranks, self.hooks = config, prepared.workload, ranks, hooks
+        self.rates = config.lr or (default_lr(prepared.encoder, config),)
+        self.runs = [(lr, seed) for lr in self.rates for seed in range(config.seed, config.seed + config.seeds)]
+        self.scores: dict[tuple[float, int], RunScore] = {}
+        self.seconds, self.closing = seconds, 0.0
+
+    def score(self, lr: float, seed: int) -> RunScore | None:
+        """Train a run to its end, unless an earlier call did; None if a signal ended it before."""
+        folder = run_folder(self.config, lr, seed)
+        found = read_score(folder)
+        if found is None:
+            begin, checkpoint = time.perf_counter(), latest_checkpoint(folder)
+            chosen = self._run_config(folder, lr, seed)
+            resume = (folder / "run.json").is_file()
+            if train_run(chosen, workload=self.workload, resume=resume, hooks=self.hooks(chosen)) is None:
+                return None
+            before = checkpoint.counters.seconds if checkpoint else 0.0
+            found = self._finished(folder, lr, seed, before + time.perf_counter() - begin)
+        self.scores[lr, seed] = found
+        self.seconds += found.seconds
+        self._prune(lr)
+        return found
+
+    def finish(self) -> FinetuneResult | None:
+        """Choose the learning rate, leave its best seed's model, and write what came out."""
+        result = result_of(self.config, self.workload.metric, list(self.scores.values()), self.seconds)
+        lr, seed = result.lr, result.seed
+        folder = run_folder(self.config, lr, seed)
+        if chosen_before(self.config) != (lr, seed) and not (folder / "model").is_dir():
+            # An earlier call chose another model and left this one's score alone: the same run gives it again.
+            if self.ranks.is_main:
+                (folder / "result.json").unlink()
+                prune(folder, keep=())
+            self.ranks.barrier()
+            if self.score(lr, seed) is None:
+                return None
+        if self.ranks.is_main:
+            keep_model(self.config, result, folder)
+        self.ranks.barrier()
+        if not self.config.keep_runs and self.ranks.is_main:
+            for rate, number in self.runs:
+                prune(run_folder(self.config, rate, number), keep=("run.json", "metrics.jsonl", "result.json"))
+        return result
+
+    def _run_config(self, folder: Path, lr: float, seed: int) -> RunConfig:
+        documents = len(self.workload.train.flat)
+        budget = self.config.budget or Budget(steps=steps_of(self.config, documents))
+        if budget.seconds is not None:
+            budget = begun_budget(folder) or Budget(seconds=self._share(budget.seconds))
+        return run_config(self.config, documents, lr, seed, str(folder), budget)
+
+    def _share(self, seconds: float) -> float:
+        """Seconds of training for the next run, the same on every rank; at least one."""
+        left = (seconds - self.seconds) / (len(self.runs) - len(self.scores)) - self.closing
+        (agreed,) = self.ranks.sum(left if self.ranks.is_main else 0.0)
+        return round(max(1.0, agreed), 3)
+
+    def _finished(self, folder: Path, lr: float, seed: int, seconds: float) -> RunScore:
+        line, counters = best_evaluation(folder, self.config.keep_best), latest_checkpoint(folder)
+        trained = counters.counters.seconds if counters else seconds
+        self.closing = max(0.0, seconds - trained)
+        figures = {name: value for name, value in line.items() if isinstance(value, float)}
+        figures = {name: value for name, value in figures.items() if name not in ("seconds", "score")}
+        found = RunScore(lr=lr, seed=seed, score=line["score"], metrics=figures, step=line["step"], seconds=seconds)
+        if self.ranks.is_main:
+            write_score(folder, found)
+        self.ranks.barrier()
+        return found
+
+    def _prune(self, lr: float) -> None:
+        """Leave the weights of the best seed so far alone, so that a grid needs little disk."""
+        if self.config.keep_runs or not self.ranks.is_main:
+            return
+        best = max((score for (rate, _), score in self.scores.items() if rate == lr), key=lambda score: score.score)
+        for rate, seed in self.scores:
+            if rate == lr:
+                left = ("run.json", "metrics.jsonl", "result.json", *(("model",) if seed == best.seed else ()))
+                prune(run_folder(self.config, lr, seed), keep=left)
+
+
+def log_metrics(run: Path) -> list[MetricsLog]:
+    """Listeners that write metrics.jsonl and print nothing."""
+    checkpoint = latest_checkpoint(run)
+    return [MetricsLog(run / "metrics.jsonl", checkpoint.counters.total_steps if checkpoint else 0)]
+
+
+def hold_out(rows: Sequence[Example], share: float = HELD_OUT) -> tuple[list[Example], list[Example]]:
+    """Training rows and those held out of them, by a hash of the text, so that equal texts stay together."""
+    ranked = sorted({row.text for row in rows}, key=lambda text: derive(0, "held out", text))
+    held = set(ranked[: max(1, round(share * len(ranked)))])
+    return [row for row in rows if row.text not in held], [row for row in rows if row.text in held]
+
+
+def _rows(
+    config: FinetuneConfig, train: Sequence[Example] | None, dev: Sequence[Example] | None
+) -> tuple[list[Example], list[Example], tuple[str, ...]]:
+    """Training rows, scoring rows, and columns that no field takes."""
+    ignored: tuple[str, ...] = ()
+    if train is None:
+        if not config.train:
+            raise InputError("train: name a file of labelled rows")
+        read = read_rows(config.train, config.task, config.fields)
+        train, ignored = _examples(read.examples), read.ignored
+    if dev is None and config.eval:
+        dev = _examples(read_rows(config.eval, config.task, config.fields).examples)
+    if dev is None:
+        train, dev = hold_out(train)
+        if not train:
+            raise InputError("train: one text alone cannot teach and score; give more rows, or others with --eval")
+    return list(train), [row for row in dev if row.target is not None], ignored
+
+
+def _examples(rows: Sequence[Example | BadRow]) -> list[Example]:
+    return [row for row in rows if isinstance(row, Example)]
+
+
+def _task(config: FinetuneConfig, folder: Path, rows: Sequence[Example]) -> tuple[Task, TaskModel | None]:
+    """The task that the rows make; a model of several problems learns further ones without forgetting its classes."""
+    task = build_task(config.task, rows, config.options)
+    if not (isinstance(task, MultiTask) and is_task_folder(folder)):
+        return task, None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        loaded = load_task_model(folder).model
+        if not isinstance(loaded.task, MultiTask):
+            return task, None
+        extended = extend_task_model(loaded, task, freeze=config.freeze == "encoder")
+    return extended.task, extended
+
+
+def _refuse_hopeless(documents: Sequence[Sequence[object] | BadRow], part: str) -> None:
+    bad = [given for given in documents if isinstance(given, BadRow)]
+    if len(bad) == len(documents):
+        first = f"; the first: {bad[0].where}: {bad[0].message}" if bad else ""
+        raise InputError(f"{part}: none of the {len(documents)} rows can be used{first}")
+
+
+def _max_len(config: FinetuneConfig, encoder: EncoderConfig) -> int:
+    if config.max_len is None:
+        return encoder.max_len
+    if encoder.positions == "learned" and config.max_len > encoder.max_len:
+        raise InputError(f"max_len {config.max_len}: the model has {encoder.max_len} learned positions; lower it")
+    return config.max_len
