@@ -240,9 +240,9 @@ def _names(example: Example) -> tuple[str, ...]:
 
 
 def _said(result: Result, several: bool) -> tuple[str, ...] | None:
-    if result.error is not None:
-        return None
-    return result.labels if several else (result.label or "",)
+    if several:
+        return result.labels
+    return None if result.label is None else (result.label,)
 
 
 def _indicators(rows: Sequence[Sequence[str]], classes: Sequence[str]) -> np.ndarray:

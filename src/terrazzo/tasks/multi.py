@@ -182,7 +182,7 @@ class MultiTask:
         table = np.zeros((len(examples), 2 * size))
         for row, example, result in zip(table, examples, results, strict=True):
             column = place.get(example.problem or "", size - 1)
-            row[column] = result.error is None and result.label == example.target
+            row[column] = result.label == example.target
             row[size + column] = 1
         return table
 
