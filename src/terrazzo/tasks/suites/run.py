@@ -22,6 +22,9 @@ from terrazzo.tasks.suites.result import MissingTask, SuiteResult, TaskOutcome
 from terrazzo.tasks.suites.sources import missing_files
 from terrazzo.tasks.suites.zero_shot import run_minimal_pairs, run_similarity
 
+#: Fields of a task that change neither its rows nor its training.
+_WORDS = ("title", "download", "published", "note", "paper", "quick", "start_from")
+
 
 def run_suite(
     name: str,
@@ -116,7 +119,8 @@ class _Runner:
         if record.is_file():
             held = json.loads(record.read_text(encoding="utf-8"))
             if held["identity"] == identity:
-                return from_dict(TaskOutcome, held["outcome"], str(record))
+                outcome = from_dict(TaskOutcome, held["outcome"], str(record))
+                return replace(outcome, title=task.title, published=task.published)
         _begin(folder, identity)
         started = time.monotonic()
         outcome = self._run_task(task, procedure, folder, start_from, keep_model)
@@ -180,7 +184,8 @@ def _missing(task: SuiteTask, files: tuple[str, ...]) -> MissingTask:
 
 def _identity(task: SuiteTask, procedure: Procedure, weights: str, start_from: str | None) -> str:
     """A hash of all that decides a task's outcome."""
-    described = json.dumps([to_dict(task), to_dict(procedure), weights, start_from], sort_keys=True)
+    rows = {name: value for name, value in to_dict(task).items() if name not in _WORDS}
+    described = json.dumps([rows, to_dict(procedure), weights, start_from], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
