@@ -136,8 +136,8 @@ def test_the_main_metric_is_what_score_says_and_resamples() -> None:
     task = TagTask(labels=("X",))
     metric = task.main_metric()
     assert metric(examples, results) == pytest.approx(task.score(examples, results).value)
-    rows, index = metric.rows(examples, results), np.arange(30)[None, ::2]
-    assert metric.resampled(rows, index)[0] == pytest.approx(metric(examples[::2], results[::2]))
+    half = metric.rows(examples, results)[::2]
+    assert metric.total(half.sum(0)) == pytest.approx(metric(examples[::2], results[::2]))
 
 
 def test_a_row_with_an_error_is_wrong_throughout() -> None:
