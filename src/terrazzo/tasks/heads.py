@@ -43,8 +43,8 @@ class PooledHead(nn.Module):
     """Outputs for a whole document, `(B, C)`: pool, drop, and one linear map.
 
     Args:
-        outputs: those of the linear map, or of each of several (a model of several problems): they lie side by side, and
-            each map is computed alone, so that a further one leaves the bits of the others as they are.
+        outputs: those of the linear map, or of each of several (a model of several problems): they lie side by side and
+            each is computed alone, so that a further one leaves the bits of the others as they are.
         hidden: a dense layer with tanh before the linear map, as in BERT's pooler (arXiv 1810.04805).
 
     Raises:
