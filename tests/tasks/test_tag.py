@@ -103,6 +103,20 @@ def test_tags_learnt_from_io_never_part_neighbours() -> None:
     assert TagTask(labels=("X",)).decode(row, documents, outputs).tags == ("B-X", "B-X")
 
 
+def test_texts_are_split_as_the_training_rows_were() -> None:
+    text = "O'Brien left ex-Milan ."
+    words = tuple((at, at + len(word)) for word in text.split() for at in [text.index(word)])
+    row = Example(text=text, words=words, target=("B-X", "O", "B-X", "O"))
+    task = TagTask.learn([row])
+    assert task.joined and not TagTask.learn([tagged(random.Random(0))]).joined
+    raw = Example(text="O'Brien left ex-Milan.", target=(Span(start=0, end=7, label="X"),))
+    (document,) = encode(task, raw, TOKENIZERS["wordpiece"])
+    assert document.context.words.tolist() == [0, 1, 2, 3] and document.label.tolist() == [1, 0, 0, 0]
+    result = task.decode(raw, [document], perfect(task, [document]))
+    assert [span.text for span in result.spans] == ["O'Brien"]
+    assert task.score([raw], [result]).value == 1
+
+
 def random_rows(draw: random.Random, choices: list[str]) -> tuple[list[Example], list[Result]]:
     examples, results = [], []
     for _ in range(30):
