@@ -109,7 +109,7 @@ def _mistakes(result: Evaluation) -> Table:
 
 def run_line(run: RunScore) -> str:
     """What one run of a fine-tuning came to."""
-    return f"learning rate {run.lr:g}, seed {run.seed}: score {_figure(run.score)} in {duration(run.seconds)}"
+    return f"learning rate {run.lr:g}, seed {run.seed}: {run.metric} {_figure(run.score)} in {duration(run.seconds)}"
 
 
 def show_finetune(result: FinetuneResult, console: Console | None = None) -> None:

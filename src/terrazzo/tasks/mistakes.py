@@ -112,7 +112,7 @@ def _chunks(example: Example, tags: Sequence[str]) -> set[_Place]:
 
 def _chunk_words(example: Example, chunks: set[_Place]) -> str:
     ordered = sorted(chunks, key=lambda chunk: chunk[1:])
-    return "; ".join(f"{label}: {example.text[start:end]}" for label, start, end in ordered) or "nothing more"
+    return "; ".join(f"{label}: {example.text[start:end]}" for label, start, end in ordered) or "none"
 
 
 def _answer(example: Example, result: Result) -> _Judged:

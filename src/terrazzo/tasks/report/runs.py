@@ -59,16 +59,12 @@ def course(record: FinetuneRecord) -> Html | None:
     score = Figure(metric, "on the scoring rows, every run", tall=True)
     held = Figure("Loss on the scoring rows", "")
     learned = Figure("Training loss", "running mean")
-    words = tag(
-        "p",
-        "Each line is a run; those of ",
-        tag("strong", f"{lr:g}"),
-        " stand out" if len({rate for rate, _ in record.lines}) > 1 else " are the seeds",
-        ".",
-    )
+    words = "Each line is a run."
+    if len({rate for rate, _ in record.lines}) > 1:
+        words += f" Those of the learning rate {lr:g} stand out."
     return section(
         "Course",
-        words,
+        tag("p", words),
         chart(score, _STEPS, _series(evaluations, "score", lr)),
         columns(
             chart(learned, _STEPS, _series(steps, "loss", lr, smooth=True)),
