@@ -75,12 +75,12 @@ def windows(length: int, size: int, overlap: int) -> np.ndarray:
 def most_context(windows_W2: np.ndarray, tokens_K: np.ndarray) -> np.ndarray:
     """The window `(K,)` in which each token has most context: the largest distance to the nearer of its edges.
 
-    Of equals the first. A token near an end of the text is in no second window that has more of it.
+    Windows are equally long, so that is the one whose middle is nearest; of equals the first.
 
     Reference: BERT's `run_squad.py`, "maximum context".
     """
-    before_WK, after_WK = tokens_K - windows_W2[:, :1], windows_W2[:, 1:] - 1 - tokens_K
-    return np.minimum(before_WK, after_WK).argmax(0)
+    twice_middle_W = windows_W2.sum(1) - 1
+    return np.searchsorted(twice_middle_W[:-1] + twice_middle_W[1:], 4 * tokens_K, side="left")
 
 
 def selected_rows(outputs: Tensor, batch: Packed) -> list[np.ndarray]:

@@ -68,19 +68,20 @@ def word_documents(
     words_W2 = np.array(words, dtype=np.int64).reshape(-1, 2)
     first_W = tokens.first_within(words_W2[:, 0], words_W2[:, 1])
     shared_W = (first_W >= 0) & (np.diff(first_W, prepend=-1) == 0)
-    words_K = np.flatnonzero((first_W >= 0) & ~shared_W)
+    words_K, shared = np.flatnonzero((first_W >= 0) & ~shared_W), np.flatnonzero(shared_W)
+    if not len(words_K):
+        return
     spread = windows(len(tokens), max_len - around.num_special, overlap)
     chosen_K = most_context(spread, first_W[words_K])
-    for number in np.unique(chosen_K):
-        start, end = spread[number].tolist()
-        own = words_K[chosen_K == number]
+    numbers, firsts = np.unique(chosen_K, return_index=True)
+    for (start, end), own in zip(spread[numbers].tolist(), np.split(words_K, firsts[1:]), strict=True):
         ids, types = around.join(tokens.ids[start:end].tolist())
         yield Encoded(
             ids=ids,
             token_types=types,
             positions=first_W[own] - start + len(around.before),
             label=None if labels_W is None else labels_W[own],
-            context=WordsRead(own, np.flatnonzero(shared_W)),
+            context=WordsRead(own, shared),
         )
 
 
