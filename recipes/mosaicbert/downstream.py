@@ -56,7 +56,15 @@ class Downstream:
     tuning_seeds: tuple[int, ...] = (0, 1, 2)
     lr: float = 5e-4
     procedure: dict[str, Any] = field(
-        default_factory=lambda: {"train_rows": 800, "eval_rows": 800, "epochs": 3.0, "max_len": 96}
+        default_factory=lambda: {
+            "train_rows": 800,
+            "stsb.train_rows": 600,
+            "mrpc.train_rows": 400,
+            "rte.train_rows": 300,
+            "eval_rows": 800,
+            "epochs": 3.0,
+            "max_len": 96,
+        }
     )
 
 
@@ -202,7 +210,7 @@ def picture(result: ParetoResult, settings: Downstream, folder: Path) -> None:
     bars = "pretraining" if len(settings.seeds) > 1 else "fine-tuning"
     caption = (
         f"{shape.depth} layers x {shape.width}, vocabulary {settings.vocab_size:,}, {settings.seconds:g} s of one core "
-        f"of Wikipedia paragraphs; {settings.procedure.get('train_rows', 'all')} training rows a task, "
+        f"of Wikipedia paragraphs; at most {settings.procedure.get('train_rows', 'all')} training rows a task, "
         f"{len(settings.tuning_seeds)} fine-tuning seeds; bars: standard deviation over {bars} seeds"
     )
     draw(dataclasses.replace(result, curves=merged), folder, "downstream", caption)

@@ -243,6 +243,10 @@ def test_a_suite_runs_what_has_files_and_nothing_twice(mine, monkeypatch):
     assert run().tasks == found.tasks
     with pytest.raises(AssertionError, match="ran again"):
         run(seeds=[5])
+    with pytest.raises(AssertionError, match="ran again"):
+        run(overrides={"first.epochs": 1})
+    with pytest.raises(InputError, match="no task 'frist': did you mean 'first'"):
+        run(overrides={"frist.epochs": 1})
 
 
 def test_the_rate_is_chosen_on_rows_held_out_of_training(mine, monkeypatch):

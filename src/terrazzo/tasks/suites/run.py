@@ -53,7 +53,7 @@ def run_suite(
         profile: "quick" ends in minutes on a CPU with fewer rows, "paper" follows the suite's procedure.
         tasks: the tasks to run; None runs all.
         seeds, learning_rates: instead of the profile's.
-        overrides: other fields of `Procedure` by name, for every task.
+        overrides: other fields of `Procedure` by name, for every task or for one: {"epochs": 2, "rte.train_rows": 300}.
         progress: called with a line for each task.
 
     Raises:
@@ -67,6 +67,9 @@ def run_suite(
     wanted = [suite.task(task) for task in tasks] if tasks else list(suite.tasks)
     given = {"seeds": seeds, "lr": learning_rates}
     changed = {**(overrides or {}), **{key: tuple(value) for key, value in given.items() if value is not None}}
+    for key in changed:
+        if "." in key:
+            suite.task(key.partition(".")[0])
     runner = _Runner(suite, folder, root, Path(out), profile, changed, device, threads, progress or (lambda _: None))
     return runner.run(wanted)
 
@@ -107,8 +110,10 @@ class _Runner:
         return self._result([outcomes[task.name] for task in present], missing, wanted)
 
     def _procedure(self, task: SuiteTask) -> Procedure:
-        chosen = self.suite.procedure_of(task, self.profile)
-        return from_dict(Procedure, {**to_dict(chosen), **self.changed}, "suite settings")
+        own = {key.partition(".")[2]: value for key, value in self.changed.items() if key.startswith(f"{task.name}.")}
+        common = {key: value for key, value in self.changed.items() if "." not in key}
+        chosen = to_dict(self.suite.procedure_of(task, self.profile))
+        return from_dict(Procedure, {**chosen, **common, **own}, "suite settings")
 
     def _finished(self, task: SuiteTask, *, keep_model: bool, ran: set[str]) -> TaskOutcome:
         """The outcome of a task, from OUT/TASK/outcome.json where that was written under the same settings."""
