@@ -142,10 +142,8 @@ def _class_rows(sets: Sequence[RowSet]) -> list[list[str]]:
     for title, counted in (("problem", [r.problems or {} for r in sets]), ("class", [r.classes or {} for r in sets])):
         names = list(dict.fromkeys(name for counts in counted for name in counts))
         for name in names[:_CLASSES_SHOWN]:
-            shares = [
-                f"{counts.get(name, 0):,} ({counts.get(name, 0) / max(1, sum(counts.values())):.1%})"
-                for counts in counted
-            ]
+            found = [counts.get(name, 0) for counts in counted]
+            shares = [f"{n:,} ({n / max(1, r.stretches or r.rows):.1%})" for n, r in zip(found, sets, strict=True)]
             lines.append([escape(f"{title} {name:.40}"), *shares])
         if len(names) > _CLASSES_SHOWN:
             rest = [sum(counts.get(name, 0) for name in names[_CLASSES_SHOWN:]) for counts in counted]

@@ -92,7 +92,10 @@ def test_several_classes_values_and_problems(tmp_path):
     assert got(file) == [("a", ("x", "y")), ("b", ())]
     assert got(file, "regression") == [("a", 0.5), ("b", 3.0)]
     first, second = read_examples(file, "multi", keep_bad=True)
-    assert isinstance(first, Example) and first.problem == "p" and isinstance(second, BadRow)
+    assert isinstance(first, Example) and first.problem == "p"
+    assert isinstance(second, BadRow) and "no column for 'problem'" in second.message
+    (asked,) = read_lines(['"bare"'], "multi")
+    assert isinstance(asked, BadRow) and "no problem is named" in asked.message
 
 
 def test_a_row_stands_where_it_begins(tmp_path):
@@ -120,7 +123,7 @@ def test_another_encoding_is_refused_by_byte_and_line_and_read_by_name(tmp_path)
 def test_lines_stream_and_bad_ones_stay_in_place():
     lines = [b'\xef\xbb\xbf"bare"\n', b"\n", b'{"tweet": "t"}', b"oops\n", b'"M\xe4dchen"', b'["a", "b"]', b"3", b'" "']
     given = iter(lines)
-    rows = read_lines(given, "multi", {"text": "tweet"})
+    rows = read_lines(given, "regression", {"text": "tweet"})
     assert next(rows).text == "bare" and next(given) == b"\n"  # no line is read ahead
     found = [row.message if isinstance(row, BadRow) else (row.text, row.other) for row in rows]
     assert found[0] == ("t", None) and found[3] == ("a", "b")

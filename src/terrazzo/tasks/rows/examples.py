@@ -58,11 +58,11 @@ def _label(row: Row, where: str, labelled: bool) -> Example:
 
 def _multi(row: Row, where: str, labelled: bool) -> Example:
     problem = row.get("problem")
-    if isinstance(problem, str) and problem.strip():
-        problem = problem.strip()
-    elif labelled or problem is not None:
+    if problem is None or problem == "":
+        raise InputError("no problem is named: add the field 'problem', which says what the row belongs to")
+    if not isinstance(problem, str) or not problem.strip():
         raise InputError(f"problem: {problem!r:.40} is no name; say which problem the row belongs to")
-    return _texts(row, where, label_of(row["label"]) if labelled else None, problem)
+    return _texts(row, where, label_of(row["label"]) if labelled else None, problem.strip())
 
 
 def _regression(row: Row, where: str, labelled: bool) -> Example:

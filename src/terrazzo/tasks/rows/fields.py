@@ -53,6 +53,10 @@ _TARGETS = {"label": ("label",), "pair": ("label",), "regression": ("score",), "
 _TARGETS |= {"span": ("answers", "answer_start", "is_impossible"), "multi": ("label",)}
 
 
+class MissingColumn(InputError):
+    """No column has the name that a field should have."""
+
+
 def check_fields(kind: str, fields: Mapping[str, str]) -> None:
     """Refuse a kind that does not exist and fields that it does not have.
 
@@ -84,7 +88,7 @@ def _choose(
     chosen = dict(given)
     for field, column in chosen.items():
         if column not in columns:
-            raise InputError(f"no column {column!r} for {field!r} (--fields); {_columns(columns)}")
+            raise MissingColumn(f"no column {column!r} for {field!r} (--fields); {_columns(columns)}")
     inputs = {"tag": _tagged, "span": _asked}.get(kind, _texts)
     chosen |= inputs(kind, columns, chosen, labelled)
     if "problem" in KINDS[kind] and "problem" not in chosen:
@@ -119,7 +123,9 @@ def _texts(kind: str, columns: tuple[str, ...], given: Mapping[str, str], labell
     if pair is not None:
         return {"a": pair[0], "b": pair[1]}
     if kind == "pair":
-        raise InputError(f"no columns for 'a' and 'b'; {_columns(columns)}: name them with --fields a=COLUMN,b=COLUMN")
+        raise MissingColumn(
+            f"no columns for 'a' and 'b'; {_columns(columns)}: name them with --fields a=COLUMN,b=COLUMN"
+        )
     return _required("text", _find("text", columns), columns)
 
 
@@ -127,7 +133,7 @@ def _tagged(kind: str, columns: tuple[str, ...], given: Mapping[str, str], label
     tokens = given.get("tokens") or _find("tokens", columns)
     text = given.get("text") or (None if tokens else _find("text", columns))
     if tokens is None and text is None:
-        raise InputError(
+        raise MissingColumn(
             f"no column for 'tokens' nor for 'text'; {_columns(columns)}: name them with --fields tokens=COLUMN,"
             "tags=COLUMN or --fields text=COLUMN,spans=COLUMN"
         )
@@ -173,7 +179,7 @@ def _find(field: str, columns: tuple[str, ...], taken: Iterable[str] = (), stric
 
 def _required(field: str, column: str | None, columns: tuple[str, ...]) -> dict[str, str]:
     if column is None:
-        raise InputError(f"no column for {field!r}; {_columns(columns)}: name it with --fields {field}=COLUMN")
+        raise MissingColumn(f"no column for {field!r}; {_columns(columns)}: name it with --fields {field}=COLUMN")
     return {field: column}
 
 

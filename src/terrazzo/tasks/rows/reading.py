@@ -13,7 +13,7 @@ from terrazzo.errors import InputError
 from terrazzo.tasks.rows.binary_files import hub, parquet
 from terrazzo.tasks.rows.conll import column_file
 from terrazzo.tasks.rows.examples import example_of, label_type
-from terrazzo.tasks.rows.fields import ALIASES, check_fields, choose_columns
+from terrazzo.tasks.rows.fields import ALIASES, MissingColumn, check_fields, choose_columns
 from terrazzo.tasks.rows.record import Record
 from terrazzo.tasks.rows.squad import is_squad, squad_rows
 from terrazzo.tasks.rows.text_files import (
@@ -195,7 +195,8 @@ def _columns(
         columns = choose_columns(kind, [str(key) for key in row], fields, labelled)
     except InputError as error:
         if table is not None:
-            hint = "" if fields else "; where there is no header, by number, such as --fields text=0,label=1"
+            hint = "; where there is no header, by number, such as --fields text=0,label=1"
+            hint = hint if isinstance(error, MissingColumn) and not fields else ""
             raise InputError(f"{table}: {error}{hint}") from None
         return {}, ()  # reported with the row itself
     return columns, tuple(str(key) for key in row if key not in columns.values())
