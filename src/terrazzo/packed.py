@@ -26,7 +26,8 @@ class Packed:
         token_types_T: int64 segment ids for models that have them; None means all zero.
         documents_B: uint64 identities (host) that key the randomness of masks; None where no mask is drawn.
         epoch_B: int64 pass over the data (host) that each document belongs to; None means 0.
-        masked_M: int64 indices into `tokens_T` whose output is wanted: masked tokens, or the tokens that a tagger labels.
+        masked_M: int64 indices into `tokens_T` whose output is wanted: masked tokens, the tokens that a tagger labels,
+            or those that may begin or end an answer.
         labels_M: int64 answers at `masked_M`: original ids, or tags.
         labels_B: answer of each document: int64 `(B,)` classes, float32 `(B,)` values, float32 `(B, C)` several classes
             at once, or int64 `(B, 2)` first and last position of a span within the document.
