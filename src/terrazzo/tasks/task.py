@@ -159,7 +159,7 @@ class Task(Protocol):
     ) -> list[list[Encoded] | BadRow]:
         """The documents that each row becomes, of at most `max_len` tokens; tokenizing many rows at once is fast.
 
-        A row that cannot be used becomes a `BadRow`: an unknown class or problem, no text, an answer not in its context.
+        One that cannot be used becomes a `BadRow`: an unknown class or problem, no text, an answer out of its context.
         A row without a target encodes without a label; leave targets out to predict for rows whose classes are unknown.
         """
         ...
