@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +16,8 @@ from terrazzo.cli.finetuning import merged
 from terrazzo.cli.tasks import fields_of
 from terrazzo.errors import InputError
 from terrazzo.tasks.label import LabelTask
+from terrazzo.tasks.pareto import run_pareto
+from terrazzo.tasks.suites import run_suite
 from terrazzo.testing import tiny_task_folder, tiny_texts
 
 
@@ -171,6 +175,28 @@ def test_evaluate_prints_and_writes(command, model, tmp_path):
         assert part in out, f"{part}: {out}"
     written = json.loads((tmp_path / "e.json").read_text())
     assert written["rows"] == 20 and written["data"] == str(data) and written["fingerprint"]
+
+
+def test_a_suite_is_run_on_a_model_or_along_runs(command, model, tmp_path, monkeypatch):
+    asked = []
+
+    def suite(*arguments, **chosen):
+        asked.append((arguments, chosen))
+        return SimpleNamespace(table=lambda: "the table")
+
+    monkeypatch.setattr("terrazzo.tasks.suites.run_suite", suite)
+    monkeypatch.setattr("terrazzo.tasks.pareto.run_pareto", suite)
+    options = ["evaluate", "--suite", "glue", "--data-root", tmp_path, "--tasks", "rte, mrpc", "--seeds", "2"]
+    status, out, err = command(*options, "--model", model, "--out", tmp_path / "s", "--threads", "1")
+    assert status == 0 and "the table" in out and str(tmp_path / "s" / "suite.json") in out, err
+    status, out, err = command(*options, "--checkpoints", tmp_path / "a", "--checkpoints", tmp_path / "b")
+    assert status == 0 and "glue-a-b/pareto.png" in out, err
+    (first, chosen), (second, _) = asked
+    assert first == ("glue", model, tmp_path, tmp_path / "s")
+    assert chosen["tasks"] == ["rte", "mrpc"] and list(chosen["seeds"]) == [0, 1] and chosen["threads"] == 1
+    assert second[1] == [tmp_path / "a", tmp_path / "b"]
+    real = inspect.signature(run_pareto).parameters.keys() & inspect.signature(run_suite).parameters.keys()
+    assert chosen.keys() <= real
 
 
 def test_mistakes_of_a_person(command, model, tmp_path):
