@@ -7,10 +7,11 @@ import zipfile
 import pytest
 import torch
 
-from terrazzo.checkpoint import save_model
+from terrazzo.checkpoint import load_config, save_model
 from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig, MaskedLM
 from terrazzo.tasks import Example
+from terrazzo.tasks.finetune_config import FinetuneConfig, default_lr
 from terrazzo.tasks.suites import fine_tuned, read_suite, run_suite, suite_names
 from terrazzo.tasks.suites.manifest import Procedure, Published
 from terrazzo.tasks.suites.result import (
@@ -226,7 +227,8 @@ def test_a_suite_runs_what_has_files_and_nothing_twice(mine, monkeypatch):
     assert [task.started_from for task in found.tasks] == ["first", "", ""]
     assert [(gone.name, gone.files, gone.download) for gone in found.missing] == [("gone", ("gone.tsv",), "the shop")]
     second = found.tasks[0]
-    assert {run.lr for run in second.runs} == {1e-3}  # 4e-5 times 768 over the width of 32
+    usual = default_lr(load_config(mine / "model"), FinetuneConfig(model="", out=""))
+    assert {run.lr for run in second.runs} == {usual}
     assert [run.seed for run in second.runs] == [0, 1] and second.runs[0].scores["dev"]["accuracy"] > 0.9
     both = second.runs[0].scores["dev"]
     assert second.runs[0].score == pytest.approx((both["accuracy"] + both["f1"]) / 2)
