@@ -11,6 +11,7 @@ import argparse
 import random
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,19 @@ from rich.table import Table
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import LinearSVC
 
-from recipes.gloss_classifier import accuracy, fine_tune
+from recipes.tuning import accuracy, answers
 from recipes.wordnet import Gloss, fetch, read_glosses, write_corpus
-from terrazzo.checkpoint import load_model
+from terrazzo.checkpoint import load_config, save_model
 from terrazzo.config import read_file
 from terrazzo.data import PrepareConfig, prepare
-from terrazzo.nn import Encoder, MaskedLM
+from terrazzo.nn import Encoder
 from terrazzo.provenance import provenance, write_json_atomic
 from terrazzo.show import Report, show_corpus, stage_progress
+from terrazzo.tasks import Example
+from terrazzo.tasks.finetune import Hooks, finetune, log_metrics
+from terrazzo.tasks.finetune_config import FinetuneConfig
 from terrazzo.train import RunConfig, default_hooks, resolve, train, write_report
+from terrazzo.train.hooks import Hook, Line
 
 SEEDS = (0, 1, 2)
 LABELS_PER_CLASS = 16
@@ -44,59 +49,64 @@ def run_config(data: Path, out: Path, seconds: float) -> RunConfig:
     return resolve(values, [f"budget.seconds={seconds}"], CONFIG.name)
 
 
-def tfidf_accuracy(train_rows: list[tuple[str, int]], test_rows: list[tuple[str, int]]) -> float:
+Rows = list[Example]
+
+
+def tfidf_accuracy(train_rows: Rows, test_rows: Rows) -> float:
     """The classical peer: word 1- and 2-grams, TF-IDF, a linear support vector machine."""
     vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    model = LinearSVC().fit(vectors.fit_transform([t for t, _ in train_rows]), [y for _, y in train_rows])
-    guesses = model.predict(vectors.transform([t for t, _ in test_rows]))
-    return float(np.mean(guesses == np.asarray([y for _, y in test_rows])))
+    labels = [row.target for row in train_rows]
+    model = LinearSVC().fit(vectors.fit_transform([row.text for row in train_rows]), labels)
+    guesses = model.predict(vectors.transform([row.text for row in test_rows]))
+    return float(np.mean(guesses == np.asarray([row.target for row in test_rows])))
 
 
-def few_of(rows: list[tuple[str, int]], per_class: int, seed: int) -> list[tuple[str, int]]:
+def few_of(rows: Rows, per_class: int, seed: int) -> Rows:
     """`per_class` random rows of each class."""
     shuffled = rows[:]
     random.Random(seed).shuffle(shuffled)
-    by_class: dict[int, list[tuple[str, int]]] = {}
+    by_class: dict[Any, Rows] = {}
     for row in shuffled:
-        by_class.setdefault(row[1], []).append(row)
+        by_class.setdefault(row.target, []).append(row)
     return [row for members in by_class.values() for row in members[:per_class]]
 
 
-def load_encoder(folder: Path, fresh: bool, seed: int) -> Encoder:
-    """The pretrained encoder, or one of the same shape with fresh weights."""
-    model = load_model(folder)
-    assert isinstance(model, MaskedLM)
-    if not fresh:
-        return model.encoder
+def untrained_like(model: Path, out: Path, seed: int) -> Path:
+    """A model folder of the same shape and tokenizer with fresh weights."""
     torch.manual_seed(seed)
-    return Encoder(model.config)
+    return save_model(out, Encoder(load_config(model)), model / "tokenizer.json")
 
 
-def compare(model: Path, glosses: list[Gloss], console: Console) -> dict[str, dict[str, list[float]]]:
+def fine_tuned_accuracy(
+    model: Path, out: Path, train_rows: Rows, test_rows: Rows, seed: int, tuning: dict[str, Any], hooks: Hooks
+) -> float:
+    """Accuracy on the test rows of one fine-tuning; the last weights count, so no test row chooses anything."""
+    shutil.rmtree(out, ignore_errors=True)
+    config = FinetuneConfig(
+        model=str(model), out=str(out), seeds=1, seed=seed, lr=(1e-3,), max_len=64, keep_best=False, **tuning
+    )
+    result = finetune(config, train=train_rows, eval=test_rows[:256], hooks=hooks)
+    if result is None:
+        raise KeyboardInterrupt
+    return accuracy(test_rows, answers(result.model, test_rows))
+
+
+def compare(model: Path, glosses: list[Gloss], out: Path, console: Console) -> dict[str, dict[str, list[float]]]:
     """Accuracy of pretrained, untrained and TF-IDF on noun lexicographer files, with few and with all labels."""
-    names = sorted({g.lexname for g in glosses if g.is_noun})
-    rows = [(g.definition, names.index(g.lexname), g.is_test) for g in glosses if g.is_noun]
-    training = [(text, label) for text, label, test in rows if not test]
-    testing = [(text, label) for text, label, test in rows if test]
+    nouns = [gloss for gloss in glosses if gloss.is_noun]
+    training = [Example(text=g.definition, target=g.lexname) for g in nouns if not g.is_test]
+    testing = [Example(text=g.definition, target=g.lexname) for g in nouns if g.is_test]
     results: dict[str, dict[str, list[float]]] = {}
     for name, seeds in (("few", SEEDS), ("all", SEEDS[:1])):
+        tuning = {"epochs": 12.0, "batch_size": 32} if name == "few" else {"epochs": 1.0, "batch_size": 64}
         for seed in seeds:
             subset = few_of(training, LABELS_PER_CLASS, seed) if name == "few" else training
             scores = {"TF-IDF + linear": tfidf_accuracy(subset, testing)}
-            passes, batch = (12, 32) if name == "few" else (1, 64)
+            fresh = untrained_like(model, out / "fresh", seed)
             with stage_progress() as progress:
-                for kind in ("without pretraining", "pretrained"):
-                    classifier = fine_tune(
-                        load_encoder(model, fresh=kind == "without pretraining", seed=seed),
-                        model,
-                        subset,
-                        len(names),
-                        passes=passes,
-                        batch=batch,
-                        seed=seed,
-                        progress=partial(_show_progress, progress, f"{kind}, seed {seed}"),
-                    )
-                    scores[kind] = accuracy(classifier, testing)
+                for kind, start in (("without pretraining", fresh), ("pretrained", model)):
+                    hooks = partial(_listeners, progress, f"{kind}, seed {seed}")
+                    scores[kind] = fine_tuned_accuracy(start, out / "tuned", subset, testing, seed, tuning, hooks)
             for kind, value in scores.items():
                 results.setdefault(name, {}).setdefault(kind, []).append(value)
             shown = ", ".join(f"{kind} {value:.1%}" for kind, value in scores.items())
@@ -104,8 +114,28 @@ def compare(model: Path, glosses: list[Gloss], console: Console) -> dict[str, di
     return results
 
 
-def _show_progress(progress: Report, name: str, done: int, total: int) -> None:
-    progress(name, done, total, "steps")
+class Steps:
+    """Shows how far a fine-tuning is."""
+
+    def __init__(self, progress: Report, name: str, total: int | None) -> None:
+        self._progress, self._name, self._total = progress, name, total
+
+    def on_step(self, line: Line) -> None:
+        self._progress(self._name, line["step"], self._total, "steps")
+
+    def on_evaluation(self, line: Line) -> None:
+        pass
+
+    def on_message(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _listeners(progress: Report, name: str, config: RunConfig) -> Callable[[Path], Sequence[Hook]]:
+    steps = Steps(progress, name, config.stages[0].budget.steps)
+    return lambda folder: [*log_metrics(folder), steps]
 
 
 def show(results: dict[str, dict[str, list[float]]], num_labels: dict[str, int], console: Console) -> None:
@@ -131,7 +161,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out, begin = arguments.out, time.monotonic()
     console = Console()
-    for name in ("data", "run"):
+    for name in ("data", "run", "tuning"):
         shutil.rmtree(out / name, ignore_errors=True)
 
     console.rule("[bold]1  text", align="left")
@@ -159,7 +189,7 @@ def main() -> None:
         return
 
     console.rule("[bold]4  a task with few labels", align="left")
-    results = compare(model, glosses, console)
+    results = compare(model, glosses, out / "tuning", console)
 
     console.rule("[bold]5  result", align="left")
     nouns = sum(g.is_noun and not g.is_test for g in glosses)
