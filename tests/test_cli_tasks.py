@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 
 import pytest
 
 from terrazzo import cli
+from terrazzo.cli.finetuning import merged
 from terrazzo.cli.tasks import fields_of
 from terrazzo.errors import InputError
 from terrazzo.tasks.label import LabelTask
@@ -38,6 +40,97 @@ def command(monkeypatch, capsysbinary):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return tiny_task_folder(tmp_path_factory.mktemp("cli") / "model", LabelTask(classes=("calm", "wild")))
+
+
+@pytest.fixture(scope="module")
+def tuned(model, tmp_path_factory):
+    """Options of a fine-tuning that has run, and its folder."""
+    folder = tmp_path_factory.mktemp("finetune")
+    train = write_rows(folder / "train.jsonl", ["wild" if "dog" in text else "calm" for text in tiny_texts(48)])
+    dev = write_rows(folder / "dev.jsonl", ["wild" if "dog" in text else "calm" for text in tiny_texts(16)])
+    options = [
+        "finetune",
+        "--model",
+        model,
+        "--task",
+        "label",
+        "--train",
+        train,
+        "--eval",
+        dev,
+        "--out",
+        folder / "out",
+    ]
+    options += ["--seeds", "2", "--lr", "1e-3,3e-3", "--epochs", "1", "--threads", "1", "--device", "cpu"]
+    return list(map(str, options)), folder / "out"
+
+
+def test_finetune_leaves_a_model_a_result_and_a_page(command, tuned):
+    options, out = tuned
+    status, printed, err = command(*options)
+    assert status == 0, err
+    for part in ("rows", "class calm", "lr-0.001-seed-0", "learning rate", "chosen", "accuracy", "report"):
+        assert part in printed, f"{part}: {printed}"
+    result = json.loads((out / "result.json").read_text())
+    assert len(result["runs"]) == 4 and result["lr"] in (1e-3, 3e-3)
+    found = json.loads((out / "evaluation.json").read_text())
+    assert found["value"] == pytest.approx(result["score"]) and found["rows"] == 16
+    page = (out / "report.html").read_text()
+    for part in ("terrazzo fine-tuning", "Learning rates and seeds", "calibration error", "calm", "every run"):
+        assert part in page, part
+    assert "http" not in page.replace("http-equiv", "")
+    assert command("predict", "--model", out, stdin=b'"the cat"\n')[0] == 0
+    again = command(*options)
+    assert again[0] == 0 and json.loads((out / "result.json").read_text())["runs"] == result["runs"]
+    (out / "report.html").unlink()
+    assert command("report", out)[1].strip() == str(out / "report.html")
+
+
+def test_a_page_of_runs_that_have_not_ended_says_so(command, tuned, tmp_path):
+    options, out = tuned
+    if not (out / "result.json").is_file():
+        command(*options)
+    shutil.copytree(out, tmp_path / "half")
+    (tmp_path / "half" / "result.json").unlink()
+    (tmp_path / "half" / "evaluation.json").unlink()
+    assert command("report", tmp_path / "half")[0] == 0
+    page = (tmp_path / "half" / "report.html").read_text()
+    assert "have not ended" in page and "Not evaluated yet" in page and "No result yet" in page
+
+
+def test_mistakes_in_finetune(command, tuned, tmp_path):
+    options, out = tuned
+    for changed, message in (
+        (["--lr", "fast"], "--lr fast: write one rate"),
+        (["--budget", "soon"], "budget 'soon'"),
+        (["--task", "lable"], "did you mean 'label'"),
+        (["--freeze", "all"], "freeze"),
+        (["--set", "epoch=1"], "unknown key 'epoch': did you mean 'epochs'"),
+        (["--train", tmp_path / "none.jsonl"], "none.jsonl"),
+        (["--metric", "bleu"], "metric"),
+    ):
+        status, _, err = command(*options, "--out", tmp_path / "new", *changed)
+        assert status == 2 and message in err and "Traceback" not in err, err
+    assert not (tmp_path / "new").exists()
+    assert command("finetune", "--out", tmp_path / "x")[2].strip() == (
+        "terrazzo: --model: name the folder to begin from"
+    )
+
+
+def test_options_change_parts_of_a_config_file():
+    held = {"loss": {"label_smoothing": 0.1}, "epochs": 5, "lora": None}
+    given = {
+        "loss": {"class_weights": "balanced", "focal_gamma": None},
+        "lora": {"rank": 4},
+        "epochs": None,
+        "seeds": 2,
+    }
+    assert merged(held, given) == {
+        "loss": {"label_smoothing": 0.1, "class_weights": "balanced"},
+        "epochs": 5,
+        "lora": {"rank": 4},
+        "seeds": 2,
+    }
 
 
 def write_rows(path, targets):

@@ -94,6 +94,15 @@ def test_a_text_without_words_that_give_tokens_is_all_outside() -> None:
     assert task.decode(example, [], []) == Result(tags=("O", "O"), spans=())
 
 
+def test_tags_learnt_from_io_never_part_neighbours() -> None:
+    row = Example(text="a b", words=((0, 1), (2, 3)), target=("I-X", "I-X"))
+    task = TagTask.learn([row])
+    documents = encode(task, row, TOKENIZERS["bpe"])
+    outputs = [np.array([[0, 9, 0], [0, 9, 5]], dtype=np.float32)]  # O, B-X, I-X
+    assert task.decode(row, documents, outputs).tags == ("B-X", "I-X")
+    assert TagTask(labels=("X",)).decode(row, documents, outputs).tags == ("B-X", "B-X")
+
+
 def random_rows(draw: random.Random, choices: list[str]) -> tuple[list[Example], list[Result]]:
     examples, results = [], []
     for _ in range(30):

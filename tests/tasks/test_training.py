@@ -21,7 +21,7 @@ from terrazzo.tasks.lora import LoraConfig
 from terrazzo.tasks.model import load_task_model
 from terrazzo.tasks.training import TaskWorkload
 from terrazzo.testing import TINY_MODEL, log_metrics, losses, train_on_ranks
-from terrazzo.train import Budget, Init, RunConfig, Sampling, Stage, train
+from terrazzo.train import Budget, Init, RunConfig, Sampling, Stage, train, write_report
 from terrazzo.train.metrics import read_metrics
 from terrazzo.train.state import latest_checkpoint
 
@@ -214,3 +214,13 @@ def test_several_ranks_take_the_same_steps(workload, tmp_path):
         alone, shared = (evaluations(tmp_path / folder) for folder in (name, f"{name}-ranks"))
         assert [line["heldout_loss"] for line in shared] == pytest.approx([line["heldout_loss"] for line in alone])
         assert [line["score"] for line in shared] == pytest.approx([line["score"] for line in alone])
+
+
+def test_the_report_of_a_task_tells_of_its_metric(workload, tmp_path):
+    train(run_of(tmp_path / "run"), workload=workload, hooks=log_metrics)
+    page = write_report(tmp_path / "run").read_text()
+    last = evaluations(tmp_path / "run")[-1]
+    assert f"accuracy {last['score']:.4f} on the rows that score it" in page
+    assert "auroc on the scoring rows" in page and "animal, thing" in page and "60 rows" in page
+    for foreign in ("perplexity", "masked token", "Fill in the blank", "terrazzo pretrain"):
+        assert foreign not in page

@@ -16,6 +16,8 @@ from terrazzo.tasks.understood import understand
 WORDS = "die katze schläft der hund bellt und singt"
 TOKENIZER = train_tokenizer(lambda: [WORDS] * 3, "wordpiece", 128, shrink=True)
 
+EVEN = [("katze", "a"), ("hund", "a"), ("die katze", "b"), ("der hund", "b")]
+
 
 def rows(*pairs, name="train"):
     return [
@@ -40,11 +42,8 @@ def test_rows_classes_and_lengths_are_counted():
 
 
 def test_sound_rows_give_no_warning():
-    train = rows(("katze", "a"), ("hund", "a"), ("die katze", "b"), ("der hund", "b"))
+    train = rows(*EVEN, ("katze", "a"), ("Sœur à Ålesund, déjà «là»", "b"))  # a text may stand there twice
     assert of(train, rows(("katze singt", "b"))).warnings == ()
-
-
-EVEN = [("katze", "a"), ("hund", "a"), ("die katze", "b"), ("der hund", "b")]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +51,7 @@ EVEN = [("katze", "a"), ("hund", "a"), ("die katze", "b"), ("der hund", "b")]
     [
         ([*EVEN, ("singt", "c")], [], "1 class with a single row in train: 'c'"),
         (EVEN, [("singt", "z")], "1 class in the eval rows that train lacks, never to be right: 'z'"),
-        (EVEN, [("Die  KATZE", "b")], "1 of 1 eval row stand in train, too, .*: line 2 .train: line 4."),
+        ([*EVEN, EVEN[2]], [("Die  KATZE", "b")], "1 of 1 eval row stand in train, too, .*: line 2 .train: line 4."),
         ([*EVEN, ("Hund", "b")], [], "1 text in train with different answers: line 3 .'a'. and line 6 .'b'.; decide"),
         ([(f"katze {n}", "a") for n in range(1, 21)] + EVEN[2:], [], "'a' has 20 training rows and 'b' 2"),
         ([*EVEN, ("schlÃ¤ft", "a")], [], "1 row with broken characters .'Ã¤' in train.csv, line 6."),

@@ -42,3 +42,10 @@ def test_words_without_a_token_are_outside_and_those_that_share_one_go_along() -
     chunks = words.likeliest_chunks(log_p, np.array([5]), CLASSES["IOB2"], follows)
     assert [chunk for chunk, _ in chunks] == [("A", 0, 2), ("A", 3, 6), ("A", 6, 7)]
     assert all(score == pytest.approx(0.9) for _, score in chunks)
+
+
+def test_a_chunk_is_as_sure_as_its_least_sure_word() -> None:
+    follows = np.array([[may_follow(a, b, "IOB2") for b in CLASSES["IOB2"]] for a in CLASSES["IOB2"]])
+    p = np.array([[0.1, 0.9, 0, 0, 0], [0.4, 0, 0.6, 0, 0], [0.2, 0, 0.8, 0, 0]]) + 1e-9
+    ((chunk, score),) = words.likeliest_chunks(np.log(p), np.array([], dtype=int), CLASSES["IOB2"], follows)
+    assert chunk == ("A", 0, 3) and score == pytest.approx(0.6)

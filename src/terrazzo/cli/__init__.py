@@ -2,6 +2,7 @@
 
 from terrazzo.cli import pretraining as pretraining  # isort: skip
 from terrazzo.cli import tasks as tasks  # isort: skip
+from terrazzo.cli import finetuning as finetuning  # isort: skip
 from terrazzo.cli import evaluation as evaluation  # isort: skip
 from terrazzo.cli.app import app, main
 

@@ -116,11 +116,13 @@ def pretrain(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+def report(run: Annotated[Path, typer.Argument(help="What pretrain or finetune wrote.")]) -> None:
     """Write RUN/report.html: curves, data statistics, samples, config and cost in one page."""
+    from terrazzo.tasks.finetune_record import RECORD
+    from terrazzo.tasks.report import write_finetune_report
     from terrazzo.train import write_report
 
-    print(write_report(run))
+    print(write_finetune_report(run) if (run / RECORD).is_file() else write_report(run))
 
 
 @app.command()

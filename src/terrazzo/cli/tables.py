@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from terrazzo.tasks.evaluate import Confusion, Evaluation
+from terrazzo.tasks.finetune_record import FinetuneResult, RunScore
+from terrazzo.train.units import duration, plural
 
 _PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold", "title_justify": "left"}
 _MOST_CLASSES, _MOST_PARTS = 12, 20
@@ -27,12 +29,14 @@ def show_evaluation(result: Evaluation, console: Console | None = None) -> None:
         console.print(", ".join(others))
     for line in _remarks(result):
         console.print(line, style="yellow", markup=False)
-    if result.confusion is not None:
-        console.print(_confusion(result.confusion))
-    if result.groups:
-        console.print(_groups(result.groups))
-    if result.worst:
-        console.print(_mistakes(result))
+    tables = [
+        _confusion(result.confusion) if result.confusion is not None else None,
+        _groups(result.groups) if result.groups else None,
+        _mistakes(result) if result.worst else None,
+    ]
+    for table in filter(None, tables):
+        console.print()
+        console.print(table)
 
 
 def _interval(result: Evaluation) -> str:
@@ -97,6 +101,33 @@ def _mistakes(result: Evaluation) -> Table:
     table.add_column("where, text")
     for mistake in result.worst:
         texts = " | ".join(text for text in (mistake.problem, mistake.other, mistake.text) if text)
-        place = f"[dim]{escape(mistake.where)}[/] " if mistake.where else ""
+        place = f"[dim]{escape(mistake.where.rpartition('/')[2])}[/] " if mistake.where else ""
         table.add_row(f"{mistake.loss:.2f}", escape(mistake.right), escape(mistake.said), place + escape(texts))
     return table
+
+
+def run_line(run: RunScore) -> str:
+    """What one run of a fine-tuning came to."""
+    return f"learning rate {run.lr:g}, seed {run.seed}: score {_figure(run.score)} in {duration(run.seconds)}"
+
+
+def show_finetune(result: FinetuneResult, console: Console | None = None) -> None:
+    """Print what a fine-tuning came to, a row a learning rate."""
+    table = Table("learning rate", **_PLAIN)
+    for name in (result.metric, "± deviation", "95 % interval", "of each seed"):
+        table.add_column(name, justify="right")
+    for lr, spread in result.rates.items():
+        scores = " ".join(_figure(run.score) for run in result.runs if run.lr == lr)
+        table.add_row(
+            f"{lr:g}{'  chosen' if lr == result.lr and len(result.rates) > 1 else ''}",
+            _figure(spread.mean),
+            "one seed" if spread.std is None else _figure(spread.std),
+            "–" if spread.low is None or spread.high is None else f"{_figure(spread.low)} to {_figure(spread.high)}",
+            scores,
+        )
+    console = console or Console()
+    console.print(table)
+    console.print(
+        f"the model is that of seed {result.seed} at {result.lr:g} ({result.metric} {_figure(result.score)}); "
+        f"{plural(len(result.runs), 'run')} in {duration(result.seconds)}"
+    )

@@ -184,7 +184,7 @@ class Tuning:
 
     def finish(self) -> FinetuneResult | None:
         """Choose the learning rate, leave its best seed's model, and write what came out."""
-        result = result_of(self.config, self.workload.metric, list(self.scores.values()), self.seconds)
+        result = result_of(self.config, list(self.scores.values()), self.seconds)
         lr, seed = result.lr, result.seed
         folder = run_folder(self.config, lr, seed)
         if chosen_before(self.config) != (lr, seed) and not (folder / "model").is_dir():
@@ -222,7 +222,15 @@ class Tuning:
         self.closing = max(0.0, seconds - trained)
         figures = {name: value for name, value in line.items() if isinstance(value, float)}
         figures = {name: value for name, value in figures.items() if name not in ("seconds", "score")}
-        found = RunScore(lr=lr, seed=seed, score=line["score"], metrics=figures, step=line["step"], seconds=seconds)
+        found = RunScore(
+            lr=lr,
+            seed=seed,
+            metric=line["metric"],
+            score=line["score"],
+            metrics=figures,
+            step=line["step"],
+            seconds=seconds,
+        )
         if self.ranks.is_main:
             write_score(folder, found)
         self.ranks.barrier()

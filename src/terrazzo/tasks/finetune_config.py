@@ -107,10 +107,10 @@ class FinetuneConfig:
 
 
 def default_lr(encoder: EncoderConfig, options: FinetuneConfig) -> float:
-    """The peak learning rate where none is given: 4e-5 times 768 over the width; ten times that where the encoder
+    """The peak learning rate where none is given: 5e-5 times 768 over the width; ten times that where the encoder
     stays as it is or learns through adapters alone.
     """
-    full = 4e-5 * 768 / encoder.width
+    full = 5e-5 * 768 / encoder.width
     return float(f"{10 * full if options.lora or options.freeze == 'encoder' else full:.1g}")
 
 

@@ -33,13 +33,14 @@ class RunScore:
     """What one learning rate and seed came to.
 
     Args:
-        score: the main metric on the scoring rows; metrics: all of them, and the loss.
+        metric: name of the main metric; score: its value on the scoring rows; metrics: all of them, and the loss.
         step: of the evaluation that counts.
         seconds: of the run, model loading and writing included.
     """
 
     lr: float
     seed: int
+    metric: str
     score: float
     metrics: Mapping[str, float]
     step: int
@@ -146,7 +147,7 @@ def begun_budget(folder: Path) -> Budget | None:
     return from_dict(Budget, stage["budget"], str(folder / "run.json"))
 
 
-def result_of(config: FinetuneConfig, metric: str, runs: Sequence[RunScore], seconds: float) -> FinetuneResult:
+def result_of(config: FinetuneConfig, runs: Sequence[RunScore], seconds: float) -> FinetuneResult:
     """The learning rate with the best mean, and the best of its seeds."""
     by_rate: dict[float, list[RunScore]] = {}
     for run in runs:
@@ -156,7 +157,7 @@ def result_of(config: FinetuneConfig, metric: str, runs: Sequence[RunScore], sec
     best = max(by_rate[lr], key=lambda run: run.score)
     return FinetuneResult(
         model=Path(config.out) / "model",
-        metric=metric,
+        metric=best.metric,
         lr=lr,
         seed=best.seed,
         score=best.score,

@@ -73,11 +73,6 @@ class TaskWorkload:
             if not rows.flat:
                 raise InputError(f"{name}: there are no rows")
 
-    @property
-    def metric(self) -> str:
-        """Name of the metric that scores the models."""
-        return self.task.score(self.dev.examples, [Result(error="")] * len(self.dev.examples)).main
-
     @cached_property
     def fingerprint(self) -> str:
         described = json.dumps(self.describe(), sort_keys=True)
@@ -208,8 +203,8 @@ class TaskStage:
         self.dev = self.rows.renumbered(workload.dev.flat)
         self.dev_batches = _dev_batches(self.dev, max(EVALUATION_TOKENS, self.micro_tokens))
 
-    def evaluate(self, module: nn.Module, ranks: Ranks, autocast: AbstractContextManager[None]) -> Mapping[str, float]:
-        """The task's metrics on the rows that score the model, its main one as `score`, and the mean loss."""
+    def evaluate(self, module: nn.Module, ranks: Ranks, autocast: AbstractContextManager[None]) -> Mapping[str, Any]:
+        """The task's metrics on the rows that score the model, the one named by `metric` as `score`; the mean loss."""
         outputs: dict[int, np.ndarray] = {}
         loss, weight = torch.zeros((), dtype=torch.float64, device=ranks.device), 0
         with autocast:
@@ -229,7 +224,7 @@ class TaskStage:
             outputs.update(others)
         return {"heldout_loss": total / count if count else math.nan, **self._scores(outputs)}
 
-    def _scores(self, outputs: Mapping[int, np.ndarray]) -> dict[str, float]:
+    def _scores(self, outputs: Mapping[int, np.ndarray]) -> dict[str, Any]:
         rows, results, first = self.workload.dev, [], 0
         for example, documents in zip(rows.examples, rows.documents, strict=True):
             parts = [outputs[i] for i in range(first, first + len(documents))]
@@ -237,7 +232,7 @@ class TaskStage:
             results.append(self.task.decode(example, documents, parts) if documents else unread)
             first += len(documents)
         scores = self.task.score(rows.examples, results)
-        return {**scores.values, "score": scores.value}
+        return {**scores.values, "metric": scores.main, "score": scores.value}
 
     def flops(self, batches: Sequence[Packed]) -> float:
         """Operations of the encoder's matrix products, with as much of a backward pass as what is trained needs."""

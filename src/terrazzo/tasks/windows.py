@@ -74,18 +74,15 @@ def windows(length: int, size: int, overlap: int) -> np.ndarray:
     return np.stack([starts, starts + width], axis=1)
 
 
-def most_context(windows_W2: np.ndarray, tokens_K: np.ndarray, length: int) -> np.ndarray:
+def most_context(windows_W2: np.ndarray, tokens_K: np.ndarray) -> np.ndarray:
     """The window `(K,)` in which each token has most context: the largest distance to the nearer of its edges.
 
-    An edge of the text itself is no edge: there is nothing beyond it. Of equals the first.
+    Of equals the first. A token near an end of the text is in no second window that has more of it.
 
     Reference: BERT's `run_squad.py`, "maximum context".
     """
-    starts_W1, ends_W1 = windows_W2[:, :1], windows_W2[:, 1:]
-    before_WK = np.where(starts_W1 == 0, length, tokens_K - starts_W1)
-    after_WK = np.where(ends_W1 == length, length, ends_W1 - 1 - tokens_K)
-    outside_WK = (tokens_K < starts_W1) | (tokens_K >= ends_W1)
-    return np.where(outside_WK, -1, np.minimum(before_WK, after_WK)).argmax(0)
+    before_WK, after_WK = tokens_K - windows_W2[:, :1], windows_W2[:, 1:] - 1 - tokens_K
+    return np.minimum(before_WK, after_WK).argmax(0)
 
 
 def selected_rows(outputs: Tensor, batch: Packed) -> list[np.ndarray]:

@@ -56,7 +56,7 @@ def word_documents(
     shared_W = (first_W >= 0) & (np.diff(first_W, prepend=-1) == 0)
     words_K = np.flatnonzero((first_W >= 0) & ~shared_W)
     spread = windows(len(tokens), max_len - around.num_special, overlap)
-    chosen_K = most_context(spread, first_W[words_K], len(tokens))
+    chosen_K = most_context(spread, first_W[words_K])
     for number in np.unique(chosen_K):
         start, end = spread[number].tolist()
         words = words_K[chosen_K == number]

@@ -97,6 +97,8 @@ class ProgressLine:
         text = f"step {whole(line['step'])}: held-out loss {self._heldout:.4f}"
         if "heldout_accuracy" in line:
             text += f", accuracy {percent(line['heldout_accuracy'])}"
+        if "metric" in line:
+            text += f", {line['metric']} {line['score']:.4f}"
         self.on_message(text)
 
     def on_message(self, text: str) -> None:

@@ -71,8 +71,10 @@ class StageWork(Protocol):
     @property
     def stream(self) -> StepSource: ...
 
-    def evaluate(self, module: nn.Module, ranks: Ranks, autocast: AbstractContextManager[None]) -> Mapping[str, float]:
+    def evaluate(self, module: nn.Module, ranks: Ranks, autocast: AbstractContextManager[None]) -> Mapping[str, Any]:
         """Figures of an evaluation line, the same on every rank: `heldout_loss`, `score` (higher is better), others.
+
+        Where the score is one of several metrics, `metric` names it.
 
         `module` is the `StepModule` as it trains; every rank must run it equally often.
         """

@@ -41,6 +41,10 @@ def test_numbered_words_comments_and_outer_tags_in_germeval_2014(tmp_path):
     assert rows(tmp_path, GERMEVAL, fields={"tokens": "1", "tags": "3"})[0][1] == ("O", "B-OTH")
 
 
+def test_a_comment_as_wide_as_the_other_lines_is_told_by_its_last_word(tmp_path):
+    assert rows(tmp_path, "# document-7\nEU B-ORG\n\n# O\nja O\n") == [("EU", ("B-ORG",)), ("# ja", ("O", "O"))]
+
+
 def test_a_header_is_left_out_and_a_table_of_whole_sentences_is_told_apart(tmp_path):
     assert rows(tmp_path, "token\ttag\nEU\tB-ORG\n\nja\tO\n", "a.tsv") == [("EU", ("B-ORG",)), ("ja", ("O",))]
     assert rows(tmp_path, "tokens\ttags\nEU ruft\tB-ORG O\nja\tO\n", "a.tsv")[0] == ("EU ruft", ("B-ORG", "O"))

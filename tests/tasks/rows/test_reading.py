@@ -35,7 +35,7 @@ def as_jsonl(rows):
         ("a.json", json.dumps([{"sentence": text, "class": label} for text, label in ROWS], indent=1)),
         (
             "a.csv",
-            '\ufeffid;text;label\r\n1;gut, sehr gut;pos\r\n2;"er sagte ""nein""";neg\r\n3;"zwei\nZeilen";pos\r\n',
+            '\ufefftext;id;label\r\ngut, sehr gut;1;pos\r\n"er sagte ""nein""";2;neg\r\n"zwei\nZeilen";3;pos\r\n',
         ),
         ("a.csv", "label,content\npos,'gut, sehr gut'\nneg,'er sagte \"nein\"'\npos,'zwei\nZeilen'\n"),
     ],
@@ -93,6 +93,11 @@ def test_several_classes_values_and_problems(tmp_path):
     assert got(file, "regression") == [("a", 0.5), ("b", 3.0)]
     first, second = read_examples(file, "multi", keep_bad=True)
     assert isinstance(first, Example) and first.problem == "p" and isinstance(second, BadRow)
+
+
+def test_a_row_stands_where_it_begins(tmp_path):
+    file = write(tmp_path / "a.csv", 'text,label\n"zwei\nZeilen",a\n\neine,b\n')
+    assert [example.where.rpartition(", ")[2] for example in read_examples(file, "label")] == ["line 2", "line 5"]
 
 
 def test_columns_used_and_left_are_told(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,17 @@ AXES = (
 
 #: Numbers of a training line that have a chart of their own or none; a method's further numbers each get one.
 _COMMON = {"step", "stage", "progress", "tokens", "step_tokens", "masked", "seconds", "step_seconds", "micro_batches"}
-_COMMON |= {"flops", "loss", "accuracy", "lr", "grad_norm", "tokens_per_second", "peak_fraction", "padding_saved"}
+_COMMON |= {
+    "predictions",
+    "flops",
+    "loss",
+    "accuracy",
+    "lr",
+    "grad_norm",
+    "tokens_per_second",
+    "peak_fraction",
+    "padding_saved",
+}
 _FEW_ROWS = 12
 
 
@@ -54,12 +64,15 @@ def _course_over(run: RunRecord, axis: XAxis) -> Html:
             series.append(Series("held out", column(run.evaluations, axis.key), held, "heldout"))
         return chart(figure, axis, series, marks)
 
-    loss = draw(Figure("Loss", "nats per masked token", _three, log=True, tall=True), "loss", "heldout_loss")
-    accuracy = Figure("Accuracy", "% of masked tokens guessed right", _one, from_zero=True)
+    each, right = ("answer", "answers right") if run.is_task else ("masked token", "masked tokens guessed right")
+    loss = draw(Figure("Loss", f"nats per {each}", _three, log=True, tall=True), "loss", "heldout_loss")
+    accuracy = Figure("Accuracy", f"% of {right}", _one, from_zero=True)
+    heldout_accuracy = "accuracy" if run.is_task else "heldout_accuracy"
     share = Figure("Share of peak", "% of the measured matrix-product peak", _one, from_zero=True)
     padding = Figure("Padding saved", "% of the places of padded micro-batches", _one, from_zero=True)
     small = [
-        draw(accuracy, "accuracy", "heldout_accuracy", 100.0),
+        *(_metric_over(run, axis, name, marks) for name in run.metrics if name != "accuracy"),
+        draw(accuracy, "accuracy", heldout_accuracy, 100.0),
         draw(Figure("Learning rate", "", _compact, from_zero=True), "lr", noisy=False),
         draw(Figure("Throughput", "tokens a second", short, from_zero=True), "tokens_per_second"),
         draw(share, "peak_fraction", scale=100.0),
@@ -68,6 +81,13 @@ def _course_over(run: RunRecord, axis: XAxis) -> Html:
         *(draw(Figure(name, ""), name, noisy=False) for name in _further_numbers(run)),
     ]
     return join(loss, charts.columns(*small))
+
+
+def _metric_over(run: RunRecord, axis: XAxis, name: str, marks: list[tuple[float, str]]) -> Html:
+    """A metric of a task, which evaluations alone have."""
+    title = f"{name} on the scoring rows" + (" (decides)" if name == run.metrics[0] else "")
+    series = Series("held out", column(run.evaluations, axis.key), column(run.evaluations, name), "heldout")
+    return chart(Figure(title, "", _three), axis, [series], marks)
 
 
 def _further_numbers(run: RunRecord) -> list[str]:
@@ -81,8 +101,9 @@ def evaluations(run: RunRecord) -> Html:
     if not run.evaluations:
         return section("Evaluations", nothing("None yet: no held-out document has been looked at."))
     several = len(run.stages) > 1
-    rows = [_evaluation(line, several) for line in run.evaluations]
-    head = [*(["stage"] if several else []), "step", "held-out loss", "perplexity", "accuracy", "tokens", "time"]
+    rows = [_evaluation(line, several, run.metrics) for line in run.evaluations]
+    figures = run.metrics or ["perplexity", "accuracy"]
+    head = [*(["stage"] if several else []), "step", "held-out loss", *figures, "tokens", "time"]
     numbers = range(int(several), len(head))
     if len(rows) <= _FEW_ROWS:
         return section("Evaluations", table(head, rows, numbers))
@@ -90,13 +111,13 @@ def evaluations(run: RunRecord) -> Html:
     return section("Evaluations", table(head, rows[-3:], numbers), rest)
 
 
-def _evaluation(line: Mapping[str, Any], with_stage: bool) -> list[str]:
+def _evaluation(line: Mapping[str, Any], with_stage: bool, metrics: Sequence[str]) -> list[str]:
+    pretraining = [perplexity(line["heldout_loss"]), percent(line.get("heldout_accuracy", math.nan))]
     return [
         *([line.get("stage", "")] if with_stage else []),
         whole(line["step"]),
         f"{line['heldout_loss']:.4f}",
-        perplexity(line["heldout_loss"]),
-        percent(line.get("heldout_accuracy", math.nan)),
+        *([_metric(line.get(name, math.nan)) for name in metrics] or pretraining),
         short(line.get("tokens", math.nan)),
         duration(line.get("seconds", math.nan)),
     ]
@@ -105,6 +126,10 @@ def _evaluation(line: Mapping[str, Any], with_stage: bool) -> list[str]:
 def perplexity(loss: float) -> str:
     """exp of a loss in nats; of masked tokens, not of running text."""
     return significant(math.exp(loss)) if loss < 50 else "–"
+
+
+def _metric(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else "–"
 
 
 def _three(value: float) -> str:

@@ -19,6 +19,8 @@ _SHOWN = 0.99  # of the documents lie inside the histogram
 
 def data(run: RunRecord) -> Html:
     """Documents kept and dropped, lengths, vocabulary and fertility of the data folder."""
+    if run.is_task:
+        return section("Data", facts(_rows(run)))
     corpus = run.corpus
     if isinstance(corpus, str):
         return section("Data", nothing(f"No statistics. {corpus}"))
@@ -37,6 +39,20 @@ def passes(run: RunRecord) -> str:
     once = int((lengths + 2 * -(-lengths // cut)).sum())
     times = significant(run.trained_tokens / once, 2)
     return f" (about {times} passes over {plural(corpus.train.num_documents, 'document')})"
+
+
+def _rows(run: RunRecord) -> list[tuple[str, Html | str]]:
+    """What a labelled task learned from and was scored on."""
+    given = run.workload
+    classes = given.get("task", {}).get("classes", ())
+    pairs: list[tuple[str, Html | str]] = [("from", str(run.config.get("data", "?")))]
+    for name, part in (("training", "train"), ("scoring", "eval")):
+        pairs.append((name, plural(given.get(part, {}).get("rows", 0), "row")))
+    if classes:
+        shown = ", ".join(str(name) for name in classes[:8]) + (", ..." if len(classes) > 8 else "")
+        pairs.append(("classes", join(whole(len(classes)), aside(shown))))
+    pairs.append(("cut at", f"{whole(given.get('max_len', 0))} tokens"))
+    return pairs
 
 
 def _longest_piece(run: RunRecord) -> int:

@@ -38,7 +38,7 @@ def write_report(run: str | Path) -> Path:
 def _body(title: str, run: RunRecord) -> Html:
     parts = [
         course(run),
-        predictions(run),
+        None if run.is_task else predictions(run),
         data(run),
         evaluations(run),
         stages(run),
@@ -71,10 +71,17 @@ def _what(run: RunRecord) -> str:
     size = f" ({short(run.parameters)} parameters)" if run.parameters else ""
     if not run.steps:
         return f"{name}{size}, not trained yet."
+    if run.is_task:
+        task, rows = run.workload.get("task", {}).get("kind"), run.workload.get("train", {}).get("rows", math.nan)
+        learned = f"trained for a {task} task on {plural(rows, 'row')}"
+        return f"{name}{size}, {learned}, in {_spent(run)}."
     origin = " from scratch" if model.get("kind") == "init" else " further"
     amount = f"{short(run.trained_tokens)} tokens{passes(run)}"
-    spent = f"{plural(len(run.steps), 'step')} and {duration(run.last['seconds'])}"
-    return f"{name}{size}, trained{origin} on {amount}, in {spent} on {_where(run)}."
+    return f"{name}{size}, trained{origin} on {amount}, in {_spent(run)}."
+
+
+def _spent(run: RunRecord) -> str:
+    return f"{plural(len(run.steps), 'step')} and {duration(run.last['seconds'])} on {_where(run)}"
 
 
 def _where(run: RunRecord) -> str:
@@ -90,6 +97,12 @@ def _result(run: RunRecord) -> Html | None:
     held = run.heldout
     if not held:
         return tag("span", "It has not been evaluated on held-out documents.") if run.steps else None
+    if run.metrics:
+        best = max(run.evaluations, key=lambda line: line.get("score", -math.inf))
+        words = f"{run.metrics[0]} {held['score']:.4f} on the rows that score it at the last evaluation"
+        if best is not held:
+            words += f", {best['score']:.4f} at the best, after step {whole(best['step'])}"
+        return tag("b", f"{words}.")
     accuracy = held.get("heldout_accuracy")
     guessed = f", {percent(accuracy)} of masked tokens guessed right" if accuracy is not None else ""
     text = f"Held-out loss {held['heldout_loss']:.3f}{guessed}, perplexity {perplexity(held['heldout_loss'])}."
@@ -112,7 +125,10 @@ def _standing(run: RunRecord) -> Html | None:
     checkpoint = latest_checkpoint(run.path)
     way = f"its last checkpoint is {checkpoint.path.name}; " if checkpoint else "it has no checkpoint yet; "
     text = f"This run stopped before its end, after {where}, {duration(run.quiet_seconds)} ago: {way}go on with "
-    return tag("p", text, tag("code", f"terrazzo pretrain --out {run.path} --resume"), class_="banner bad")
+    command = (
+        "the command that began it" if run.is_task else tag("code", f"terrazzo pretrain --out {run.path} --resume")
+    )
+    return tag("p", text, command, class_="banner bad")
 
 
 def _figures(run: RunRecord) -> Html | None:
@@ -122,7 +138,9 @@ def _figures(run: RunRecord) -> Html | None:
     held, spent = run.heldout, run.last["seconds"]
     share = run.peak_share()
     figures = [("training loss", f"{run.steps[-1]['loss']:.3f}")]
-    if held:
+    if run.metrics:
+        figures = [(run.metrics[0], f"{held['score']:.4f}"), ("held-out loss", f"{held['heldout_loss']:.3f}")]
+    elif held:
         figures = [("held-out loss", f"{held['heldout_loss']:.3f}"), ("perplexity", perplexity(held["heldout_loss"]))]
     if "heldout_accuracy" in held:
         figures.append(("accuracy", percent(held["heldout_accuracy"])))

@@ -25,14 +25,19 @@ def _stage(run: RunRecord, stage: Mapping[str, Any]) -> dict[str, str]:
     held = [line for line in run.evaluations if line.get("stage") == stage.get("name")]
     sampling, optimizer = stage.get("sampling", {}), stage.get("optimizer", {})
     schedules = stage.get("schedules", {}).items()
+    batch = ("tokens a step", short(sampling.get("batch_tokens", math.nan)))
+    longest = f"{sampling.get('max_len', '?')} tokens"
+    if run.is_task:
+        batch = ("documents a step", whole(run.workload.get("batch_size", math.nan)))
+        longest = f"{run.workload.get('max_len', '?')} tokens"
     spent = f"{whole(len(lines))} in {duration(float(column(lines, 'step_seconds').sum()))}"
     return {
         "model": _model_words(stage.get("model", {})),
         "objective": _settings(stage.get("objective", {})),
         "optimizer": _settings(optimizer),
         "schedules": "; ".join(f"{name}: {_settings(schedule)}" for name, schedule in schedules),
-        "tokens a step": short(sampling.get("batch_tokens", math.nan)),
-        "longest document": f"{sampling.get('max_len', '?')} tokens",
+        batch[0]: batch[1],
+        "longest document": longest,
         "budget": _budget_words(stage.get("budget", {})),
         "steps": spent if lines else "none yet",
         "held-out loss": f"{held[-1]['heldout_loss']:.4f}" if held else "–",

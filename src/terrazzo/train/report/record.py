@@ -22,6 +22,8 @@ from terrazzo.train.state import latest_checkpoint
 
 #: A run is taken to be going on while its last line is younger than this, or than this many steps.
 _QUIET_SECONDS, _QUIET_STEPS = 120.0, 20
+#: Numbers of an evaluation line that are no metric of a task.
+_EVALUATION = {"seconds", "score", "heldout_loss", "heldout_accuracy", "heldout_masked"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,25 @@ class RunRecord:
     def config(self) -> Mapping[str, Any]:
         config: Mapping[str, Any] = self.record.get("config", {})
         return config
+
+    @property
+    def workload(self) -> Mapping[str, Any]:
+        """What was learned; `kind` is "task" for labelled rows."""
+        workload: Mapping[str, Any] = self.record.get("workload", {"kind": "pretraining"})
+        return workload
+
+    @property
+    def is_task(self) -> bool:
+        """Whether labelled rows were learned, not text."""
+        return self.workload.get("kind") == "task"
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of a task's metrics, the main one first."""
+        held = self.heldout
+        main = held.get("metric")
+        others = [name for name, value in held.items() if isinstance(value, float) and name not in _EVALUATION]
+        return [main, *(name for name in others if name != main)] if main else []
 
     @property
     def stages(self) -> Sequence[Mapping[str, Any]]:
