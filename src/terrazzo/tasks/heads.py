@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig
+from terrazzo.nn.dropout import Dropout
 from terrazzo.packed import Packed
 
 Pooling = Literal["cls", "mean", "last"]
@@ -54,7 +55,7 @@ class PooledHead(nn.Module):
             raise InputError("pooling 'cls': the encoder is causal, its first token sees no other; take last or mean")
         self.pooling: Pooling = pooling
         self.dense = nn.Linear(config.width, config.width) if hidden else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         sizes = (outputs,) if isinstance(outputs, int) else tuple(outputs)
         self.out = nn.ModuleList(nn.Linear(config.width, size) for size in sizes)
         draw(self, config.init_std)
@@ -73,7 +74,7 @@ class TokenHead(nn.Module):
 
     def __init__(self, config: EncoderConfig, outputs: int, dropout: float = 0.1) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.out = nn.Linear(config.width, outputs)
         draw(self, config.init_std)
 
@@ -88,7 +89,7 @@ class SpanHead(nn.Module):
 
     def __init__(self, config: EncoderConfig, dropout: float = 0.1) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.out = nn.Linear(config.width, 2)
         draw(self, config.init_std)
 
