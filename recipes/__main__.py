@@ -13,6 +13,8 @@ from recipes.claims import TIERS, Recipe, read_recipe, read_recipes
 from recipes.runner import Context, data_root, find, run
 from terrazzo.errors import InputError, RunError
 
+_TIERS_HELP = "smoke: seconds; small: minutes; downstream: fine-tuned along pretraining, an hour; paper: in full"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 2 where the person's input cannot be used, 3 where a run could not go on."""
@@ -40,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m recipes", description="Check a paper's claims at our scale.")
     result.add_argument("slug", nargs="?", help="the recipe to run, e.g. mosaicbert; without it, show the verdicts")
     result.add_argument("--verdicts", action="store_true", help="show the verdicts (also what no argument does)")
-    result.add_argument("--tier", choices=TIERS, default="smoke", help="smoke: seconds; small: minutes; paper: in full")
+    result.add_argument("--tier", choices=TIERS, default="smoke", help=_TIERS_HELP)
     result.add_argument("--data-root", type=Path, help="folder of downloaded data sets (default: $TERRAZZO_DATA)")
     result.add_argument("--work", type=Path, help="folder for data and runs (default: runs/recipes/SLUG/TIER)")
     result.add_argument("--out", type=Path, help="folder for the results file (default: the recipe's results/)")

@@ -15,8 +15,8 @@ from terrazzo.config import config, from_dict, read_file
 from terrazzo.errors import InputError
 
 RECIPES = Path(__file__).parent
-TIERS = ("smoke", "small", "paper")
-Tier = Literal["smoke", "small", "paper"]
+TIERS = ("smoke", "small", "downstream", "paper")
+Tier = Literal["smoke", "small", "downstream", "paper"]
 Status = Literal["holds", "holds in direction", "does not hold", "not run"]
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {

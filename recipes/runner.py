@@ -62,9 +62,13 @@ def run(recipe: Recipe, tier: Tier, context: Context, out: Path | None = None) -
     """Run `recipe` at `tier` and write `out` (the recipe's `results`) / `tier`.json.
 
     Raises:
-        InputError: a data set is missing.
+        InputError: a data set is missing, or the recipe has no such tier.
         ValueError: the recipe returned no metrics or recorded no config.
     """
+    if tier == "downstream" and not any(claim.tier == tier for claim in recipe.paper.claims):
+        raise InputError(
+            f"recipe {recipe.paper.slug} has no tier 'downstream': it checks no claim on fine-tuned models"
+        )
     started = time.monotonic()
     metrics = load(recipe)(tier, context)
     seconds = time.monotonic() - started

@@ -29,7 +29,7 @@ from terrazzo.provenance import provenance, write_json_atomic
 from terrazzo.train.metrics import MetricsLog
 
 #: shares of the run at which its model is kept
-CHECKPOINTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+CHECKPOINTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
 def pretrain(spec: Spec, run: Path, checkpoints: Sequence[float] = CHECKPOINTS) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import torch
 
 from recipes.claims import Tier
 from recipes.mosaicbert.arms import ABLATIONS, ARMS, BERT, MOSAICBERT, Shape
+from recipes.mosaicbert.downstream import SMOKE, Downstream, run_downstream, toy_suite
 from recipes.mosaicbert.picture import draw
 from recipes.mosaicbert.training import (
     Recipe,
@@ -83,6 +85,8 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
     """Metrics per seed; those of the ablations come with the first seed."""
     if tier == "paper":
         return run_paper(context)
+    if tier == "downstream":
+        return _downstream(context)
     settings = TIERS[tier]
     corpus = _corpus(tier, settings, context)
     context.record("config", {**to_dict(settings), "arms": [to_dict(arm) for arm in ARMS.values()]})
@@ -97,7 +101,31 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
     context.record("runs", runs)
     context.record("text", _text_figures(corpus, settings))
     draw(runs, RESULTS if tier == "small" else context.work, _caption(settings, runs))
-    return {seed: _metrics(settings, runs, steps, seed) for seed in settings.seeds}
+    found = {seed: _metrics(settings, runs, steps, seed) for seed in settings.seeds}
+    if tier == "smoke":
+        toy = dataclasses.replace(SMOKE, suite=str(toy_suite(context.work / "toy")))
+        tuned = run_downstream(toy, corpus, context.work / "toy", context)
+        found = {seed: {**metrics, **tuned[seed]} for seed, metrics in found.items()}
+    return found
+
+
+def _downstream(context: Context) -> dict[int, dict[str, float]]:
+    """Quality along pretraining, with the picture beside the results."""
+    settings = Downstream()
+    context.record("config", settings)
+    glue = context.data("glue", "GLUE from https://gluebenchmark.com/tasks")
+    context.log(f"preparing {settings.megabytes:g} MB of paragraphs")
+    corpus = prepared_part(
+        context.data("enwiki", SOURCE),
+        context.work,
+        megabytes=settings.megabytes,
+        vocab_size=settings.vocab_size,
+        paragraphs=True,
+    )
+    found = run_downstream(settings, corpus, glue.parent, context)
+    for suffix in ("png", "svg"):
+        shutil.copyfile(context.work / "downstream" / f"downstream.{suffix}", RESULTS / f"downstream.{suffix}")
+    return found
 
 
 def _corpus(tier: Tier, settings: Settings, context: Context) -> Corpus:

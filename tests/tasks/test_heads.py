@@ -76,3 +76,17 @@ def test_dropout_is_off_only_outside_training(batch):
 def test_segments_do_not_matter_to_a_model_with_one(batch):
     encoder = Encoder(CONFIG.replace(token_types=1)).eval()
     assert_close(encoder(batch.replace(token_types_T=torch.ones(12, dtype=torch.int64))), encoder(batch))
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_outputs_are_fp32_whatever_the_precision_of_the_encoder(batch, pooling):
+    encoder = Encoder(CONFIG).eval()
+    heads = [PooledHead(CONFIG, 2, pooling, hidden=True).eval(), TokenHead(CONFIG, 2).eval(), SpanHead(CONFIG).eval()]
+    exact = [head(encoder, batch) for head in heads]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = [head(encoder, batch) for head in heads]
+    low = [head.bfloat16()(encoder.bfloat16(), batch) for head in heads]
+    for outputs in (mixed, low):
+        for ours, wanted in zip(outputs, exact, strict=True):
+            assert_close(ours, wanted, rtol=0.2, atol=0.5)
+            assert not torch.equal(ours, ours.bfloat16().float())

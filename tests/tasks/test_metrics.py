@@ -94,20 +94,28 @@ def test_undefined_values():
 
 
 def test_every_way_to_resample_gives_the_same_interval():
-    ways = (
-        ACCURACY,
-        RowMetric(right_rows, lambda rows: rows[:, 0].mean()),
-        lambda examples, results: right_rows(examples, results)[:, 0].mean(),
-    )
-    found = [bootstrap(way, ROWS, SAID, samples=200, seed=3) for way in ways]
-    for interval in found[1:]:
-        assert (interval.value, interval.low, interval.high) == pytest.approx(
-            (found[0].value, found[0].low, found[0].high), **EXACT
-        )
+    slow = lambda examples, results: right_rows(examples, results)[:, 0].mean()  # noqa: E731
+    by_row = RowMetric(right_rows, lambda rows: rows[:, 0].mean())
     index = np.random.default_rng(3).integers(12, size=(200, 12))
     right = np.array([e.target == r.label for e, r in zip(ROWS, SAID, strict=True)])
-    assert (found[0].low, found[0].high) == pytest.approx(tuple(np.percentile(right[index].mean(1), [2.5, 97.5])))
-    assert found[0].value == pytest.approx(0.75)
+    expected = tuple(np.percentile(right[index].mean(1), [2.5, 97.5]))
+    for way in (slow, by_row):
+        found = bootstrap(way, ROWS, SAID, samples=200, seed=3)
+        assert (found.value, found.low, found.high) == pytest.approx((0.75, *expected), **EXACT)
+    quick, sure = bootstrap(ACCURACY, ROWS, SAID, samples=20_000), bootstrap(by_row, ROWS, SAID, samples=20_000)
+    assert (quick.value, quick.low, quick.high) == pytest.approx((sure.value, sure.low, sure.high), **EXACT)
+
+
+def test_rows_that_are_all_different_are_drawn_one_by_one():
+    numbers = np.random.default_rng(0).random(12)
+    examples, results = ROWS, [Result(score=float(x)) for x in numbers]
+
+    def rows(examples, results):
+        return np.array([[result.score] for result in results])
+
+    summed = bootstrap(SumMetric(rows, lambda sums: sums[..., 0] / 12), examples, results, samples=100)
+    selected = bootstrap(RowMetric(rows, lambda rows: rows.mean()), examples, results, samples=100)
+    assert (summed.value, summed.low, summed.high) == pytest.approx((selected.value, selected.low, selected.high))
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():

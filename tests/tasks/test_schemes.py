@@ -93,6 +93,19 @@ def test_spans_to_tags_and_back(text: str) -> None:
         assert schemes.spans_of_tags(text, words, tags) == spans
 
 
+@pytest.mark.parametrize(
+    ("text", "joined"),
+    [
+        ("Ann's ex-Milan U.N. man, O'Brien.", ["Ann", "'s", "ex-Milan", "U.N.", "man", ",", "O'Brien", "."]),
+        ("'We're at 10:30', 3,000.5 AT&T", ["'", "We", "'re", "at", "10:30", "'", ",", "3,000.5", "AT&T"]),
+        ("e\u0301a-हिन्दी (end)", ["e\u0301a-हिन्दी", "(", "end", ")"]),
+    ],
+)
+def test_signs_within_words(text: str, joined: list[str]) -> None:
+    assert [text[start:end] for start, end in schemes.split_words(text, joined=True)] == joined
+    assert "".join(text[start:end] for start, end in schemes.split_words(text)) == "".join(text.split())
+
+
 def test_marks_belong_to_their_letters() -> None:
     text = "e\u0301te\u0301, हिन्दी"
     assert [text[start:end] for start, end in schemes.split_words(text)] == ["e\u0301te\u0301", ",", "हिन्दी"]

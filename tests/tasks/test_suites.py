@@ -41,7 +41,7 @@ def test_every_manifest_reads_and_glue_follows_mosaicberts_table():
         "stsb": ((3e-5,), 32, 10, 5),
     }
     assert [t.name for t in glue.tasks if t.start_from == "mnli"] == ["rte", "mrpc", "stsb"]
-    assert glue.procedure_of(glue.task("mnli"), "quick").train_rows == 2000
+    assert glue.procedure_of(glue.task("mnli"), "quick").train_rows == 1000
 
 
 def test_a_suite_that_is_not_there_is_named():
@@ -157,7 +157,7 @@ procedure = "ours"
 [quick]
 epochs = 2
 batch_size = 8
-lr = [1e-3]
+lr = []
 seeds = [0, 1]
 
 [[tasks]]
@@ -225,6 +225,7 @@ def test_a_suite_runs_what_has_files_and_nothing_twice(mine, monkeypatch):
     assert [task.started_from for task in found.tasks] == ["first", "", ""]
     assert [(gone.name, gone.files, gone.download) for gone in found.missing] == [("gone", ("gone.tsv",), "the shop")]
     second = found.tasks[0]
+    assert {run.lr for run in second.runs} == {1e-3}  # 4e-5 times 768 over the width of 32
     assert [run.seed for run in second.runs] == [0, 1] and second.runs[0].scores["dev"]["accuracy"] > 0.9
     both = second.runs[0].scores["dev"]
     assert second.runs[0].score == pytest.approx((both["accuracy"] + both["f1"]) / 2)

@@ -56,7 +56,7 @@ def test_sound_rows_give_no_warning():
         ([(f"katze {n}", "a") for n in range(1, 21)] + EVEN[2:], [], "'a' has 20 training rows and 'b' 2"),
         ([*EVEN, ("schlÃ¤ft", "a")], [], "1 row with broken characters .'Ã¤' in train.csv, line 6."),
         ([*EVEN, ("sch\ufffdft", "a")], [], "1 row with broken characters"),
-        ([*EVEN, (" ", "a")], [], "a row cannot be used: train.csv, line 6"),
+        ([*EVEN, (" ", "a")], [], "1 train rows that cannot be used are left out: train.csv, line 6"),
     ],
 )
 def test_what_looks_wrong_is_told_with_its_rows(train, dev, warning):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,8 +16,15 @@ _DRAWS = frozenset(("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_"))
 
 def empty_model(config: EncoderConfig, with_head: bool = True, backend: str | None = None) -> MaskedLM | Encoder:
     """A model on the meta device: shapes and no memory; `load_state_dict(state, assign=True)` gives it its tensors."""
-    with torch.device("meta"), _NoDraws():
+    with without_values():
         return MaskedLM(config, backend) if with_head else Encoder(config, backend)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Modules made inside have shapes and no memory: on the meta device, their random initialisation left out."""
+    with torch.device("meta"), _NoDraws():
+        yield
 
 
 class _NoDraws(TorchFunctionMode):

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig
-from terrazzo.nn.dropout import Dropout
 from terrazzo.packed import Packed
 
 Pooling = Literal["cls", "mean", "last"]
@@ -30,13 +30,22 @@ def pooled(encoder: Encoder, batch: Packed, pooling: Pooling) -> Tensor:
     return torch.segment_reduce(encoder(batch).float(), "mean", lengths=lengths_B, unsafe=True)
 
 
+class ExactLinear(nn.Linear):
+    """A linear map in fp32 whatever the precision of the encoder: bf16 outputs would tie values that differ."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Outputs, fp32."""
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), self.weight.float(), self.bias.float())
+
+
 class PooledHead(nn.Module):
     """Outputs for a whole document, `(B, C)`: pool, drop, and one linear map.
 
     Args:
+        outputs: those of the linear map, or of each of several (a model of several problems): they lie side by side and
+            each is computed alone, so that a further one leaves the bits of the others as they are.
         hidden: a dense layer with tanh before the linear map, as in BERT's pooler (arXiv 1810.04805).
-        sizes: outputs of each linear map; several maps (a model of several problems) lie side by side in the outputs,
-            and each is computed alone, so that a further one leaves the bits of the others as they are.
 
     Raises:
         InputError: the first token of a causal encoder is to speak for the text, of which it sees nothing.
@@ -46,7 +55,7 @@ class PooledHead(nn.Module):
         self,
         config: EncoderConfig,
         outputs: int | Sequence[int],
-        pooling: Pooling = "cls",
+        pooling: Pooling = "mean",
         dropout: float = 0.1,
         hidden: bool = False,
     ) -> None:
@@ -54,10 +63,10 @@ class PooledHead(nn.Module):
         if pooling == "cls" and config.causal:
             raise InputError("pooling 'cls': the encoder is causal, its first token sees no other; take last or mean")
         self.pooling: Pooling = pooling
-        self.dense = nn.Linear(config.width, config.width) if hidden else None
-        self.dropout = Dropout(dropout)
+        self.dense = ExactLinear(config.width, config.width) if hidden else None
+        self.dropout = nn.Dropout(dropout)
         sizes = (outputs,) if isinstance(outputs, int) else tuple(outputs)
-        self.out = nn.ModuleList(nn.Linear(config.width, size) for size in sizes)
+        self.out = nn.ModuleList(ExactLinear(config.width, size) for size in sizes)
         draw(self, config.init_std)
 
     def forward(self, encoder: Encoder, batch: Packed) -> Tensor:
@@ -74,8 +83,8 @@ class TokenHead(nn.Module):
 
     def __init__(self, config: EncoderConfig, outputs: int, dropout: float = 0.1) -> None:
         super().__init__()
-        self.dropout = Dropout(dropout)
-        self.out = nn.Linear(config.width, outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.out = ExactLinear(config.width, outputs)
         draw(self, config.init_std)
 
     def forward(self, encoder: Encoder, batch: Packed) -> Tensor:
@@ -89,8 +98,8 @@ class SpanHead(nn.Module):
 
     def __init__(self, config: EncoderConfig, dropout: float = 0.1) -> None:
         super().__init__()
-        self.dropout = Dropout(dropout)
-        self.out = nn.Linear(config.width, 2)
+        self.dropout = nn.Dropout(dropout)
+        self.out = ExactLinear(config.width, 2)
         draw(self, config.init_std)
 
     def forward(self, encoder: Encoder, batch: Packed) -> Tensor:

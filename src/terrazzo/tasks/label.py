@@ -149,6 +149,8 @@ class LabelTask:
         """The field `metric` as a function of rows."""
         if self.metric == "auroc":
             return RowMetric(self._positives, lambda rows_N2: auroc(rows_N2[:, 0], rows_N2[:, 1]))
+        if self.metric == "accuracy":
+            return SumMetric(lambda examples, results: self._count(examples, results)[:, -2:], accuracy_of)
         return SumMetric(self._count, self._totals()[self.metric])
 
     @property

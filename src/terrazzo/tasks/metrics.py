@@ -1,7 +1,7 @@
 """Metrics of predictions, and how sure they are: bootstrap intervals over rows.
 
 What sums over rows can tell (accuracy, F1, Matthews correlation) is computed from counts, so that a thousand resamples
-are one matrix product; the rest is resampled row by row.
+are a small matrix product; the rest is resampled row by row.
 
 Shapes: N rows, C classes, S resamples, K numbers a row.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,21 +29,6 @@ class Interval:
     high: float
 
 
-@runtime_checkable
-class Resampled(Protocol):
-    """A metric that knows a quick way to its value on many resamples."""
-
-    rows: Callable[[Sequence[Example], Sequence[Result]], np.ndarray]
-
-    def __call__(self, examples: Sequence[Example], results: Sequence[Result]) -> float:
-        """The metric on all rows."""
-        ...
-
-    def resampled(self, rows: np.ndarray, index_SN: np.ndarray) -> np.ndarray:
-        """The metric on each resample, `(S,)`."""
-        ...
-
-
 @dataclass(frozen=True)
 class SumMetric:
     """A metric that follows from sums over rows.
@@ -60,11 +44,6 @@ class SumMetric:
     def __call__(self, examples: Sequence[Example], results: Sequence[Result]) -> float:
         return float(self.total(self.rows(examples, results).sum(0)))
 
-    def resampled(self, rows: np.ndarray, index_SN: np.ndarray) -> np.ndarray:
-        """The metric on each resample, `(S,)`."""
-        times_SN = np.stack([np.bincount(index_N, minlength=len(rows)) for index_N in index_SN])
-        return self.total(times_SN.astype(np.float64) @ rows)
-
 
 @dataclass(frozen=True)
 class RowMetric:
@@ -75,10 +54,6 @@ class RowMetric:
 
     def __call__(self, examples: Sequence[Example], results: Sequence[Result]) -> float:
         return self.value(self.rows(examples, results))
-
-    def resampled(self, rows: np.ndarray, index_SN: np.ndarray) -> np.ndarray:
-        """The metric on each resample, `(S,)`."""
-        return np.array([self.value(rows[index_N]) for index_N in index_SN])
 
 
 def bootstrap(
@@ -92,7 +67,8 @@ def bootstrap(
     Reference: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
     """
     examples, results = answered(examples, results)
-    return _interval(metric(examples, results), _resamples(metric, examples, results, samples, seed))
+    (drawn_S,) = _resamples(metric, examples, [results], samples, seed)
+    return _interval(metric(examples, results), drawn_S)
 
 
 def bootstrap_difference(
@@ -110,8 +86,8 @@ def bootstrap_difference(
     """
     rows, results = answered(examples, results)
     _, others = answered(examples, others)
-    drawn, drawn_others = (_resamples(metric, rows, said, samples, seed) for said in (results, others))
-    return _interval(metric(rows, others) - metric(rows, results), drawn_others - drawn)
+    drawn_S, others_S = _resamples(metric, rows, [results, others], samples, seed)
+    return _interval(metric(rows, others) - metric(rows, results), others_S - drawn_S)
 
 
 def answered(examples: Sequence[Example], results: Sequence[Result]) -> tuple[list[Example], list[Result]]:
@@ -127,16 +103,47 @@ def answered(examples: Sequence[Example], results: Sequence[Result]) -> tuple[li
 
 
 def _resamples(
-    metric: Metric, examples: Sequence[Example], results: Sequence[Result], samples: int, seed: int
+    metric: Metric, examples: Sequence[Example], systems: Sequence[Sequence[Result]], samples: int, seed: int
 ) -> np.ndarray:
-    parts = list(_indices(len(examples), samples, seed))
-    if isinstance(metric, Resampled):
-        rows = metric.rows(examples, results)
-        return np.concatenate([metric.resampled(rows, index_SN) for index_SN in parts])
-    values = [
-        metric([examples[i] for i in index_N], [results[i] for i in index_N]) for part in parts for index_N in part
-    ]
-    return np.array(values)
+    """The metric of each system on each resample, all systems on the same ones, `(systems, S)`."""
+    if isinstance(metric, SumMetric):
+        rows = [metric.rows(examples, results) for results in systems]
+        sums_SK = _resampled_sums(np.hstack(rows), samples, seed)
+        return np.stack([metric.total(part) for part in np.split(sums_SK, len(systems), axis=1)])
+    indices = (index_N for part in _indices(len(examples), samples, seed) for index_N in part)
+    if isinstance(metric, RowMetric):
+        rows = [metric.rows(examples, results) for results in systems]
+        return np.array([[metric.value(table[index_N]) for table in rows] for index_N in indices]).T
+    return np.array(
+        [
+            [metric([examples[i] for i in index_N], [results[i] for i in index_N]) for results in systems]
+            for index_N in indices
+        ]
+    ).T
+
+
+def _resampled_sums(rows_NK: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Sums `(S, K)` over resamples of the rows.
+
+    Most rows are alike: how often each distinct one is drawn is multinomial, which is much quicker than drawing rows.
+    """
+    seen: dict[bytes, int] = {}
+    number_N = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in rows_NK])
+    if 2 * len(seen) > len(rows_NK):
+        times = (_times(index_SN) @ rows_NK for index_SN in _indices(len(rows_NK), samples, seed))
+        return np.concatenate(list(times))
+    _, first_G, counts_G = np.unique(number_N, return_index=True, return_counts=True)
+    draw, size = np.random.default_rng(seed), max(1, _PART // len(first_G))
+    parts = [min(size, samples - first) for first in range(0, samples, size)]
+    share_G, distinct_GK = counts_G / len(rows_NK), rows_NK[first_G]
+    return np.concatenate([draw.multinomial(len(rows_NK), share_G, size=part) @ distinct_GK for part in parts])
+
+
+def _times(index_SN: np.ndarray) -> np.ndarray:
+    """How often each row is in each resample, float64 `(S, N)`."""
+    samples, rows = index_SN.shape
+    flat = (index_SN + np.arange(samples)[:, None] * rows).ravel()
+    return np.bincount(flat, minlength=samples * rows).reshape(samples, rows).astype(np.float64)
 
 
 def _indices(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:

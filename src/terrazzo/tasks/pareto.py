@@ -136,32 +136,48 @@ def run_pareto(
     if len(set(names)) < len(names):
         raise InputError(f"runs {', '.join(names)}: the legend needs a different folder name for each")
     chosen: dict[str, Any] = {"profile": profile, "tasks": tasks, "seeds": seeds, "learning_rates": learning_rates}
-    chosen |= {"overrides": overrides, "device": device, "threads": threads}
-    kept = {folder: checkpoints(folder) for folder in folders}
-    curves, last = [], None
+    chosen |= {"overrides": overrides, "device": device, "threads": threads, "progress": progress}
     for folder in folders:
-        points = []
-        costs = spent(folder, [step for step, _ in kept[folder]])
-        for (step, model), cost in zip(kept[folder], costs, strict=True):
-            last = run_suite(suite, model, data_root, out / folder.name / f"step-{step:08d}", **chosen)
-            points.append(_point(step, cost, last))
-            if progress is not None:
-                progress(f"{folder.name} step {step}: {100 * points[-1].quality:.1f}")
-        curves.append(Curve(name=folder.name, points=tuple(points)))
-    assert last is not None
+        checkpoints(folder)
+    tried = [try_run(suite, folder, data_root, out, **chosen) for folder in folders]
+    last = tried[-1][1]
     result = ParetoResult(
         suite=suite,
         title=last.title,
         profile=profile,
         tasks=tuple(task.name for task in last.tasks),
         missing=tuple(task.name for task in last.missing),
-        curves=tuple(curves),
+        curves=tuple(curve for curve, _ in tried),
         settings={task.name: to_dict(task.procedure) for task in last.tasks},
         provenance=provenance(),
     )
     write_json_atomic(out / "pareto.json", result.to_dict())
     draw(result, out)
     return result
+
+
+def try_run(
+    suite: str,
+    run: str | Path,
+    data_root: str | Path,
+    out: str | Path,
+    *,
+    progress: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> tuple[Curve, SuiteResult]:
+    """Try a suite at every checkpoint of one run, under OUT/RUN/STEP; `settings` are those of `run_suite`.
+
+    Returns:
+        the run's curve, and what its last checkpoint scored.
+    """
+    folder, points = Path(run).resolve(), []
+    kept = checkpoints(folder)
+    for (step, model), cost in zip(kept, spent(folder, [step for step, _ in kept]), strict=True):
+        result = run_suite(suite, model, data_root, Path(out) / folder.name / f"step-{step:08d}", **settings)
+        points.append(_point(step, cost, result))
+        if progress is not None:
+            progress(f"{folder.name} step {step}: {100 * points[-1].quality:.1f}")
+    return Curve(name=folder.name, points=tuple(points)), result
 
 
 def _point(step: int, cost: Mapping[str, float], result: SuiteResult) -> Point:

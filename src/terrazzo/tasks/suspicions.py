@@ -57,7 +57,7 @@ def lopsided(train: Sequence[Example], classes: Counts) -> str:
         return ""
     return (
         f"class {most[0]!r} has {most[1]:,} training rows and {fewest[0]!r} {fewest[1]:,}: consider "
-        "class_weights=balanced, and a metric that counts classes alike (f1)"
+        "--class-weights balanced, and a metric that counts classes alike (--metric f1)"
     )
 
 
@@ -101,7 +101,7 @@ def broken_characters(rows: Iterable[Example]) -> str:
     row, match = found[0]
     return (
         f"{_many(len(found), 'row')} with broken characters ({match.group()!r} in {row.where}): the text was once "
-        "read in the wrong encoding; make the file anew, or name its --encoding"
+        "read in the wrong encoding; make the file anew from its source"
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ from terrazzo.tasks.schemes import (
 from terrazzo.tasks.task import BadRow, Encoded, Example, Metric, Result, Scores, Span
 from terrazzo.tasks.texts import Frame, frame
 from terrazzo.tasks.windows import Tokens, log_softmax, selected_rows, tokens_of
-from terrazzo.tasks.words import likeliest_chunks, tags_given, word_documents, word_log_p, words_of
+from terrazzo.tasks.words import are_joined, likeliest_chunks, tags_given, word_documents, word_log_p, words_of
 
 
 @config
@@ -48,6 +49,8 @@ class TagTask:
         labels: what chunks are called; the tags themselves where the scheme is plain.
         scheme: of the training rows. IO joins neighbours of one label, so predictions for it never part them.
         coding: the tags that the outputs stand for; `classes` are their names.
+        joined: signs do not end words of texts that come without words (see `split_words`); learned from rows that come
+            with them.
         counts: training words of each of `classes`, which balanced weights need.
         overlap: tokens that neighbouring windows of a long text share, at most half of a window.
         dropout: of the tokens' vectors.
@@ -57,6 +60,7 @@ class TagTask:
     labels: tuple[str, ...]
     scheme: Scheme = "IOB2"
     coding: Coding = "IOB2"
+    joined: bool = False
     counts: tuple[int, ...] = ()
     overlap: int = 64
     dropout: float = 0.1
@@ -76,13 +80,14 @@ class TagTask:
         Raises:
             InputError: tags of no scheme or of two, spans that overlap, or no label at all.
         """
-        rows = [_tags_at(example) for example in examples if example.target is not None]
+        joined = options.pop("joined", are_joined(examples))
+        rows = [_tags_at(example, joined) for example in examples if example.target is not None]
         scheme = detect_scheme(rows)
         names = {tag if scheme == "plain" else tag[2:] for tags in rows for tag in tags}
         labels = options.pop("labels", None) or sorted(names - {""})
-        task = cls(labels=tuple(labels), **{"scheme": scheme, **options})
+        task = cls(labels=tuple(labels), **{"scheme": scheme, "joined": joined, **options})
         counts = Counter(tag for tags in rows for tag in task.taught(tags))
-        return cls(labels=task.labels, **{"scheme": scheme, **options}, counts=tuple(counts[c] for c in task.classes))
+        return replace(task, counts=tuple(counts[name] for name in task.classes))
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -148,7 +153,7 @@ class TagTask:
 
         A word without a token is O; one whose token began with the word before goes with that one.
         """
-        words = words_of(example)
+        words = words_of(example, self.joined)
         log_p_WC = word_log_p(len(words), documents, [log_softmax(output) for output in outputs], len(self.classes))
         shared = documents[0].context.shared if documents else np.array([], dtype=np.int64)
         if self.scheme == "plain":
@@ -190,13 +195,14 @@ class TagTask:
             raise InputError("two texts where the task reads one: give text alone")
         if not example.text.strip():
             raise InputError("the text is empty")
-        return list(word_documents(example, tokens, around, max_len, self.overlap, self._tags(example)))
+        words = words_of(example, self.joined)
+        return list(word_documents(words, tokens, around, max_len, self.overlap, self._tags(example)))
 
     def _tags(self, example: Example) -> np.ndarray | None:
         if example.target is None:
             return None
         place = {name: index for index, name in enumerate(self.classes)}
-        return np.array([place[tag] for tag in self.taught(tags_given(example))], dtype=np.int64)
+        return np.array([place[tag] for tag in self.taught(tags_given(example, self.joined))], dtype=np.int64)
 
     def _plain(self, log_p_WC: np.ndarray, shared: np.ndarray) -> tuple[str, ...]:
         best = log_p_WC.argmax(1)
@@ -209,7 +215,7 @@ class TagTask:
         """`(N, 3 (L + 1) + 2)`: hits, answers and predictions of each label and of unknown ones; right words, words."""
         counts_NX = np.zeros((len(examples), 3 * (len(self.labels) + 1) + 2))
         for counts_X, example, result in zip(counts_NX, examples, results, strict=True):
-            right = tags_given(example)
+            right = tags_given(example, self.joined)
             said = () if result.tags is None else result.tags
             counts_X[-1] = len(right)
             if self.scheme == "plain":
@@ -226,9 +232,9 @@ class TagTask:
         return self.labels.index(label) if label in self.labels else len(self.labels)
 
 
-def _tags_at(example: Example) -> tuple[str, ...]:
+def _tags_at(example: Example, joined: bool) -> tuple[str, ...]:
     try:
-        return tags_given(example)
+        return tags_given(example, joined)
     except InputError as error:
         raise InputError(f"{example.where}: {error}") from None
 

@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from terrazzo.checkpoint import empty_model, load_config, load_model
+from terrazzo.checkpoint import load_config, load_model, without_values
 from terrazzo.config import to_dict
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig, MaskedLM
@@ -137,10 +137,8 @@ class TaskWorkload:
 
     def empty(self, config: EncoderConfig) -> TaskModel:
         """A model without values, adapters included."""
-        with torch.device("meta"):
-            encoder = empty_model(config, with_head=False)
-            assert isinstance(encoder, Encoder)
-            return self.dressed(TaskModel(encoder, self.task))
+        with without_values():
+            return self.dressed(TaskModel(Encoder(config), self.task))
 
     def dressed(self, model: TaskModel) -> TaskModel:
         """The model with its adapters, what is frozen marked as such."""

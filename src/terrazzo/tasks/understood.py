@@ -103,12 +103,15 @@ def understand(
         ignored: columns of the files that no field takes, to be mentioned.
     """
     sets: list[RowSet] = []
-    bad: list[BadRow] = []
-    for rows, given in ((train, train_documents), (dev or (), dev_documents)):
+    warnings: list[str] = []
+    for rows, given, fate in (
+        (train, train_documents, "train rows that cannot be used are left out"),
+        (dev or (), dev_documents, "eval rows that cannot be used count as wrong"),
+    ):
         documents = task.encode_many(rows, tokenizer, max_len) if given is None else given
-        bad += [document for document in documents if isinstance(document, BadRow)]
+        bad = [document for document in documents if isinstance(document, BadRow)]
+        warnings += [f"{len(bad):,} {fate}: {_listed(bad)}"] if bad else []
         sets.append(count_rows(rows, documents))
-    warnings = [_unusable(bad)] if bad else []
     warnings += [
         _cut(name, counted, max_len)
         for name, counted in zip(("train", "eval"), sets, strict=True)
@@ -190,9 +193,9 @@ def _tags(row: Example) -> tuple[str, ...]:
         return ()
 
 
-def _unusable(bad: Sequence[BadRow]) -> str:
-    more = f" ({len(bad) - 1:,} more such rows)" if len(bad) > 1 else ""
-    return f"a row cannot be used: {bad[0].where}: {bad[0].message}{more}"
+def _listed(bad: Sequence[BadRow], shown: int = 3) -> str:
+    more = f"; and {len(bad) - shown:,} more" if len(bad) > shown else ""
+    return "; ".join(f"{row.where}: {row.message}" for row in bad[:shown]) + more
 
 
 def _cut(name: str, counted: RowSet, max_len: int) -> str:

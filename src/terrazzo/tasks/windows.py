@@ -52,9 +52,7 @@ def tokens_of(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
     for start in range(0, len(clean), _AT_A_TIME):
         for encoding in tokenizer.encode_batch(clean[start : start + _AT_A_TIME], add_special_tokens=False):
             offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-            # A token that normalisation made of nothing must not hide those before it from a binary search.
-            ends = np.maximum.accumulate(offsets[:, 1])
-            result.append(Tokens(np.array(encoding.ids, dtype=np.int64), offsets[:, 0], ends))
+            result.append(Tokens(np.array(encoding.ids, dtype=np.int64), offsets[:, 0], offsets[:, 1]))
     return result
 
 

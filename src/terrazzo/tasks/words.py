@@ -5,7 +5,7 @@ Shapes: K words with a token of their own, W words, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,18 +25,27 @@ class WordsRead:
     shared: np.ndarray
 
 
-def words_of(example: Example) -> tuple[tuple[int, int], ...]:
-    """First and last-plus-one character of each word, given or found."""
-    return split_words(example.text) if example.words is None else example.words
+def words_of(example: Example, joined: bool = False) -> tuple[tuple[int, int], ...]:
+    """First and last-plus-one character of each word, given or found by `split_words`."""
+    return split_words(example.text, joined) if example.words is None else example.words
 
 
-def tags_given(example: Example) -> tuple[str, ...]:
+def are_joined(examples: Iterable[Example]) -> bool:
+    """Whether more of the words that rows give are found with signs inside of words than without."""
+    gain = 0
+    for example in examples:
+        given = set(example.words or ())
+        gain += len(given & set(split_words(example.text, True))) - len(given & set(split_words(example.text)))
+    return gain > 0
+
+
+def tags_given(example: Example, joined: bool = False) -> tuple[str, ...]:
     """The target of a row as one tag a word, whichever way the row has it.
 
     Raises:
         InputError: not as many tags as words, or spans that overlap.
     """
-    target, words = example.target, words_of(example)
+    target, words = example.target, words_of(example, joined)
     assert isinstance(target, tuple), target
     spans = [span for span in target if isinstance(span, Span)]
     if example.words is None and len(spans) == len(target):
@@ -48,10 +57,15 @@ def tags_given(example: Example) -> tuple[str, ...]:
 
 
 def word_documents(
-    example: Example, tokens: Tokens, around: Frame, max_len: int, overlap: int, labels_W: np.ndarray | None
+    words: Sequence[tuple[int, int]],
+    tokens: Tokens,
+    around: Frame,
+    max_len: int,
+    overlap: int,
+    labels_W: np.ndarray | None,
 ) -> Iterator[Encoded]:
     """The windows of a text that some word is read in: where its first token has most context, there alone."""
-    words_W2 = np.array(words_of(example), dtype=np.int64).reshape(-1, 2)
+    words_W2 = np.array(words, dtype=np.int64).reshape(-1, 2)
     first_W = tokens.first_within(words_W2[:, 0], words_W2[:, 1])
     shared_W = (first_W >= 0) & (np.diff(first_W, prepend=-1) == 0)
     words_K = np.flatnonzero((first_W >= 0) & ~shared_W)
@@ -59,14 +73,14 @@ def word_documents(
     chosen_K = most_context(spread, first_W[words_K])
     for number in np.unique(chosen_K):
         start, end = spread[number].tolist()
-        words = words_K[chosen_K == number]
+        own = words_K[chosen_K == number]
         ids, types = around.join(tokens.ids[start:end].tolist())
         yield Encoded(
             ids=ids,
             token_types=types,
-            positions=first_W[words] - start + len(around.before),
-            label=None if labels_W is None else labels_W[words],
-            context=WordsRead(words, np.flatnonzero(shared_W)),
+            positions=first_W[own] - start + len(around.before),
+            label=None if labels_W is None else labels_W[own],
+            context=WordsRead(own, np.flatnonzero(shared_W)),
         )
 
 

@@ -110,7 +110,7 @@ def test_columns_used_and_left_are_told(tmp_path):
 
 def test_another_encoding_is_refused_by_byte_and_line_and_read_by_name(tmp_path):
     file = write(tmp_path / "a.csv", "text,label\nja,0\nMädchen,1\n", "latin-1")
-    with pytest.raises(InputError, match=r"a.csv, line 3: byte 17 \(0xe4\) is not UTF-8.*--encoding cp1252.*iconv -f"):
+    with pytest.raises(InputError, match=r"a.csv, line 3: byte 17 \(0xe4\) is not UTF-8.*iconv -f latin1"):
         read_examples(file, "label")
     assert got(file, encoding="latin-1")[1] == ("Mädchen", "1")
     rows = read_examples(file, "label", keep_bad=True)
@@ -198,7 +198,7 @@ def test_answers_are_not_looked_at_where_none_are_wanted(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"\xff\xfea\0", "UTF-16; read it with --encoding"), (b"a\0b", "NUL bytes"), (b"eins\nzwei\n", "cannot tell")],
+    [(b"\xff\xfea\0", "UTF-16; convert it: iconv -f utf-16"), (b"a\0b", "NUL bytes"), (b"eins\nzwei\n", "cannot tell")],
 )
 def test_files_that_are_no_rows(tmp_path, content, message):
     (tmp_path / "a.txt").write_bytes(content)

@@ -30,4 +30,4 @@ def undecoded(where: str, text: str) -> Record | None:
     if found is None:
         return None
     byte = ord(found.group()) - 0xDC00
-    return Record(where=where, error=f"byte 0x{byte:02x} is not UTF-8; name the file's encoding with --encoding")
+    return Record(where=where, error=f"byte 0x{byte:02x} is not UTF-8; convert it with iconv -f latin1 -t utf-8")

@@ -33,7 +33,7 @@ def read_text(path: Path, encoding: str = "utf-8", *, keep_undecoded: bool = Fal
         raise InputError(f"{name}: the file is empty; fetch it again, or name another")
     codec = _codec(encoding)
     if codec == "utf-8" and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise InputError(f"{name}: is UTF-16; read it with --encoding utf-16")
+        raise InputError(f"{name}: is UTF-16; {_converting(path, 'utf-16')}")
     if codec in ("utf-8", "cp1252", "iso8859-1") and b"\0" in data[:_SNIFFED]:
         raise InputError(f"{name}: holds NUL bytes, so it is not text")
     try:
@@ -58,15 +58,19 @@ def _codec(encoding: str) -> str:
     try:
         return codecs.lookup(encoding).name
     except LookupError:
-        raise InputError(f"--encoding {encoding}: no such encoding; try utf-8, cp1252, latin1 or utf-16") from None
+        raise InputError(f"encoding {encoding!r}: no such encoding; try utf-8, cp1252, latin1 or utf-16") from None
 
 
 def _undecodable(path: Path, data: bytes, error: UnicodeDecodeError) -> str:
     line = data.count(b"\n", 0, error.start) + 1
     problem = f"{path}, line {line}: byte {error.start} (0x{data[error.start]:02x}) is not {error.encoding.upper()}"
-    unpacked = path.stem if path.suffix in COMPRESSIONS else path.name
-    convert = f"iconv -f latin1 -t utf-8 {unpacked} > converted{Path(unpacked).suffix}"
-    return f"{problem}; name its encoding, such as --encoding cp1252, or convert it: {convert}"
+    return f"{problem}; {_converting(path, 'latin1')}"
+
+
+def _converting(path: Path, encoding: str) -> str:
+    unpacked = path.with_suffix("") if path.suffix in COMPRESSIONS else path
+    first = "convert it" if unpacked == path else "unpack and convert it"
+    return f"{first}: iconv -f {encoding} -t utf-8 {unpacked} > converted{unpacked.suffix}"
 
 
 def json_lines(text: str, name: str) -> Iterator[Record]:

@@ -13,7 +13,7 @@ from typing import Any
 from terrazzo.checkpoint import load_config
 from terrazzo.errors import InputError
 from terrazzo.tasks.finetune import finetune
-from terrazzo.tasks.finetune_config import FinetuneConfig
+from terrazzo.tasks.finetune_config import FinetuneConfig, default_lr
 from terrazzo.tasks.model import load_task_model
 from terrazzo.tasks.predict import Predictor
 from terrazzo.tasks.suites.manifest import Procedure, SuiteTask
@@ -48,7 +48,7 @@ def run_fine_tuned(
     rows = task_rows(task, procedure, data_root, out)
     tuning = _Tuning(task, procedure, model, out, dict(machine))
     choice = tuning.choose(rows)
-    lr = max(choice, key=lambda rate: choice[rate]) if choice else procedure.lr[0]
+    lr = max(choice, key=lambda rate: choice[rate]) if choice else tuning.only_rate()
     runs = [tuning.run(rows, lr, seed) for seed in procedure.seeds]
     if keep_model:
         shutil.rmtree(out / "model", ignore_errors=True)
@@ -83,7 +83,7 @@ class _Tuning:
 
     def choose(self, rows: TaskRows) -> dict[float, float]:
         """Score of each of several learning rates, by the first seed, on a part of the training rows."""
-        if len(self.procedure.lr) == 1:
+        if len(self.procedure.lr) < 2:
             return {}
         train, judged = split_rows(rows.train, CHOICE_SHARE)
         apart = TaskRows(train=train, evaluate={"held out": judged})
@@ -92,6 +92,12 @@ class _Tuning:
         for lr in scores:
             shutil.rmtree(self.folder(lr, seed, "choice-"))
         return scores
+
+    def only_rate(self) -> float:
+        """The rate where no grid is given: the procedure's, or what suits the model's width."""
+        if self.procedure.lr:
+            return self.procedure.lr[0]
+        return default_lr(load_config(self.model), self._config(1e-5, 0, self.out))
 
     def run(self, rows: TaskRows, lr: float, seed: int, name: str = "") -> SeedRun:
         """Fine-tune with one learning rate and seed; the last model is judged, whatever came before it."""

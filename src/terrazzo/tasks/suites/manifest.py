@@ -23,7 +23,8 @@ class Procedure:
 
     Args:
         lr: peak learning rates; of several, the one is taken that the first seed does best with on a tenth of the
-            training rows, which it does not see; then every seed trains on all of them.
+            training rows, which it does not see; then every seed trains on all of them. Empty takes the rate that
+            `terrazzo finetune` takes for the model's width.
         weight_decay: as AdamW's, times the learning rate.
         warmup: share of the steps in which the rate grows; then it falls linearly to zero.
         train_rows, eval_rows: of each file, drawn without regard to their answers, the same for every seed; None takes
@@ -41,8 +42,8 @@ class Procedure:
     eval_rows: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.lr or not self.seeds:
-            raise InputError("a procedure needs at least one learning rate and one seed")
+        if not self.seeds:
+            raise InputError("a procedure needs at least one seed")
 
 
 @config
