@@ -38,6 +38,10 @@ def test_several_classes_values_spans_and_segments():
     assert many.labels_B.shape == (2, 3) and many.labels_B.dtype == torch.float32
     spans = collate([document(2, 3, label=np.array([0, 1])), document(2, 3, label=np.array([1, 1]))])
     assert spans.labels_B.tolist() == [[0, 1], [1, 1]]
+    places = [document(2, 7, 3, positions=np.array([0, 1]), label=np.array([[1, 1]])) for _ in range(2)]
+    answers = collate(places)
+    assert answers.labels_B.tolist() == [[1, 1], [1, 1]] and answers.masked_M.tolist() == [0, 1, 3, 4]
+    assert answers.labels_M is None
     pair = collate([document(2, 3, token_types=np.array([0, 1])), document(2, 3)])
     assert pair.token_types_T.tolist() == [0, 1, 0, 0]
 

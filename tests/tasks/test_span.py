@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from terrazzo.config import from_dict, to_dict
+from terrazzo.data import num_predictions
 from terrazzo.data.tokenizer import train_tokenizer
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig
@@ -50,8 +51,7 @@ def encode(task: SpanTask, example: Example, name: str = "wordpiece", max_len: i
 
 
 def perfect(document: Encoded) -> np.ndarray:
-    marks = document.label[:, None] // np.array([1, 2]) % 2
-    return 12 * marks.astype(np.float32)
+    return 12 * (document.positions[:, None] == document.label).astype(np.float32)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -63,7 +63,7 @@ def test_what_is_taught_comes_back(name: str) -> None:
         assert max(len(document.ids) for document in documents) <= 64 and len(documents) >= repeats // 2
         result = task.decode(row, documents, [perfect(document) for document in documents])
         given = row.target[0]
-        if any(document.label[0] == 0 for document in documents):
+        if any(document.label.any() for document in documents):
             whole += 1
             assert (result.spans[0].start, result.spans[0].end) == (given.start, given.end)
             assert result.label == given.text and 0.98 < result.score <= 1
@@ -105,7 +105,7 @@ def test_no_answer_is_given_only_where_contexts_may_hold_none(unanswerable: bool
     row = Example(text=TEXT * 4, other=QUESTION, target=())
     task = SpanTask(unanswerable=unanswerable, overlap=8)
     documents = encode(task, row)
-    assert all(document.label.tolist() == [3] + [0] * (len(document.label) - 1) for document in documents)
+    assert all(document.label.tolist() == [[0, 0]] for document in documents)
     result = task.decode(row, documents, [perfect(document) for document in documents])
     assert (result.label == "") == unanswerable == (result.spans == ())
     if unanswerable:
@@ -118,8 +118,8 @@ def test_one_window_with_the_answer_outvotes_those_without() -> None:
     row = asked(random.Random(2), 6)
     task = SpanTask(unanswerable=True, overlap=24)
     documents = encode(task, row)
-    assert {int(document.label[0]) for document in documents} == {0, 3}
-    sure = [perfect(document) * (0.8 if document.label[0] == 0 else 1) for document in documents]
+    assert {bool(document.label.any()) for document in documents} == {True, False}
+    sure = [perfect(document) * (0.8 if document.label.any() else 1) for document in documents]
     assert task.decode(row, documents, sure).label == row.target[0].text
 
 
@@ -137,7 +137,7 @@ def slow_loss(outputs: torch.Tensor, documents: list[Encoded]) -> tuple[torch.Te
     total, correct, start = torch.zeros(()), 0, 0
     for document in documents:
         scores = outputs[start : start + len(document.ids)][torch.from_numpy(document.positions)]
-        right = [int(np.flatnonzero(document.label & mark)[0]) for mark in (1, 2)]
+        right = [document.positions.tolist().index(place) for place in document.label[0]]
         for side in (0, 1):
             total = total - scores[:, side].log_softmax(0)[right[side]] / 2
         correct += all(int(scores[:, side].argmax()) == right[side] for side in (0, 1))
@@ -157,14 +157,15 @@ def test_the_loss_is_the_mean_cross_entropy_of_both_ends_over_the_context() -> N
     batch, documents = batch_of(task)
     outputs = (3 * torch.randn(batch.num_tokens, 2, generator=torch.Generator().manual_seed(0))).requires_grad_()
     for document, start in zip(documents[:2], batch.cu_seqlens.tolist(), strict=False):
-        for side, mark in enumerate((1, 2)):
-            outputs.data[start + document.positions[np.flatnonzero(document.label & mark)[0]], side] += 20
+        for side in (0, 1):
+            outputs.data[start + document.label[0, side], side] += 20
     outputs.data[batch.cu_seqlens[-2], 0] += 20  # of a document without an answer one end alone is right
     outputs.data[batch.cu_seqlens[-2] + documents[-1].positions[3], 1] += 20
     loss = task.loss(outputs, batch, SupervisedConfig())
     total, correct = slow_loss(outputs, documents)
     torch.testing.assert_close(loss.sum, total)
     assert (loss.weight, int(loss.logs["correct"])) == (len(documents), correct) and correct >= 2
+    assert num_predictions(batch) == loss.weight, "what the loop divides by"
     (grad,) = torch.autograd.grad(loss.sum, outputs)
     torch.testing.assert_close(grad, torch.autograd.grad(total, outputs)[0])
     assert grad.isfinite().all()

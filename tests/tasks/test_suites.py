@@ -71,7 +71,8 @@ def test_draws_and_splits_do_not_depend_on_the_order_of_rows():
     drawn = draw_rows(given, 100)
     assert len(drawn) == 100 and {e.text for e in draw_rows(given[::-1], 100)} == {e.text for e in drawn}
     assert [int(e.where) for e in drawn] == sorted(int(e.where) for e in drawn)
-    train, held = split_rows([*given, *given[:50]], 0.3)
+    again = [dataclasses.replace(row, where="elsewhere") for row in given[:50]]
+    train, held = split_rows([*given, *again], 0.3)
     assert 250 < len(held) < 370 and not {e.text for e in train} & {e.text for e in held}
 
 

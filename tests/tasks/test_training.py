@@ -161,7 +161,8 @@ def test_patience_ends_a_stage_and_the_best_evaluation_is_its_result(workload, t
 def test_the_best_weights_outlive_a_kill(workload, tmp_path, monkeypatch):
     scores = [0.2, 0.6, 0.5, 0.4]
     scripted(monkeypatch, scores)
-    train(run_of(tmp_path / "whole", keep_best=True), workload=workload, hooks=log_metrics)
+    # the undisturbed run makes no checkpoint before its end: its best weights never leave the memory
+    train(run_of(tmp_path / "whole", keep_best=True, checkpoint_every=99), workload=workload, hooks=log_metrics)
 
     class Killed(Exception):
         pass

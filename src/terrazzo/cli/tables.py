@@ -10,19 +10,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from terrazzo.tasks.evaluate import Confusion, Evaluation
+from terrazzo.tasks.evaluate import Confusion, Evaluation, headline
 from terrazzo.tasks.finetune_record import FinetuneResult, RunScore
 from terrazzo.train.units import duration, plural
 
 _PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold", "title_justify": "left"}
-_MOST_CLASSES, _MOST_PARTS = 12, 20
+_MOST_PARTS = 20
 
 
 def show_evaluation(result: Evaluation, console: Console | None = None) -> None:
     """Print an evaluation: the metric with its interval, tables, worst mistakes."""
     console = console or Console()
     console.print(f"[bold]{result.main}  {_figure(result.value)}[/]  {_interval(result)}, {result.rows:,} rows")
-    others = [f"{name} {_figure(value)}" for name, value in result.scores.items() if name != result.main]
+    others = [f"{name} {_figure(value)}" for name, value in headline(result.scores, result.main, result.groups)]
     if result.calibration_error is not None:
         others.append(f"calibration error {_figure(result.calibration_error)}")
     if others:
@@ -30,7 +30,7 @@ def show_evaluation(result: Evaluation, console: Console | None = None) -> None:
     for line in _remarks(result):
         console.print(line, style="yellow", markup=False)
     tables = [
-        _confusion(result.confusion) if result.confusion is not None else None,
+        _confusion(result.confusion, console.width) if result.confusion is not None else None,
         _groups(result.groups) if result.groups else None,
         _mistakes(result) if result.worst else None,
     ]
@@ -63,9 +63,10 @@ def _remarks(result: Evaluation) -> list[str]:
     return remarks
 
 
-def _confusion(confusion: Confusion) -> Table:
-    """The whole table of few classes, the commonest mistakes of many."""
-    if len(confusion.classes) > _MOST_CLASSES:
+def _confusion(confusion: Confusion, width: int) -> Table:
+    """The whole table where it fits, else the commonest mistakes."""
+    longest = max(map(len, confusion.classes), default=0)
+    if longest + sum(max(len(name), 4) + 2 for name in confusion.classes) > width:
         table = Table("right", "said", title="commonest confusions", **_PLAIN)
         table.add_column("rows", justify="right")
         for right, said, count in confusion.pairs():
@@ -100,7 +101,7 @@ def _mistakes(result: Evaluation) -> Table:
         table.add_column(name, max_width=28)
     table.add_column("where, text")
     for mistake in result.worst:
-        texts = " | ".join(text for text in (mistake.problem, mistake.other, mistake.text) if text)
+        texts = " | ".join(filter(None, (mistake.problem, *mistake.texts)))
         place = f"[dim]{escape(mistake.where.rpartition('/')[2])}[/] " if mistake.where else ""
         table.add_row(f"{mistake.loss:.2f}", escape(mistake.right), escape(mistake.said), place + escape(texts))
     return table

@@ -51,8 +51,8 @@ class StepBatches:
 
 
 def num_predictions(batch: Packed) -> int:
-    """What the loss of a batch is a sum over: the tokens at `masked_M`, or the documents where it is None."""
-    return batch.num_documents if batch.masked_M is None else batch.masked_M.numel()
+    """What the loss of a batch is a sum over: the documents where they have labels, else the tokens at `masked_M`."""
+    return batch.num_documents if batch.masked_M is None or batch.labels_B is not None else batch.masked_M.numel()
 
 
 class Loader:

@@ -19,7 +19,8 @@ from terrazzo.tasks.task import Encoded
 def collate(documents: Sequence[Encoded]) -> Packed:
     """The batch of some documents, in their order; labels go in where every document has one.
 
-    Documents with `positions` give `masked_M`, and `labels_M` for the tags there; others give `labels_B`.
+    Documents with `positions` give `masked_M`, and `labels_M` for the tags there; a label of two dimensions is the
+    document's own and gives `labels_B`, as those of documents without positions do.
     """
     lengths = [len(document.ids) for document in documents]
     starts = np.cumsum([0, *lengths[:-1]])
@@ -27,13 +28,14 @@ def collate(documents: Sequence[Encoded]) -> Packed:
     positions = [start + d.positions for start, d in zip(starts, documents, strict=True) if d.positions is not None]
     problems = [document.problem for document in documents if document.problem is not None]
     selects, labelled = len(positions) == len(documents), len(labels) == len(documents)
-    joined = torch.from_numpy(np.concatenate(labels) if selects else np.stack(labels)) if labelled else None
+    tags = selects and labelled and all(label.ndim == 1 for label in labels)
+    own = [label[0] if label.ndim == 2 else label for label in labels]
     return Packed.from_sequences(
         [document.ids for document in documents],
         token_types_T=_token_types(documents),
         masked_M=torch.from_numpy(np.concatenate(positions)) if selects else None,
-        labels_M=joined if selects else None,
-        labels_B=None if selects else joined,
+        labels_M=torch.from_numpy(np.concatenate(labels)) if tags else None,
+        labels_B=torch.from_numpy(np.stack(own)) if labelled and not tags else None,
         problems_B=torch.tensor(problems) if len(problems) == len(documents) else None,
     )
 

@@ -155,6 +155,14 @@ def evaluation(
     )
 
 
+def headline(
+    scores: Mapping[str, float], main: str, groups: Mapping[str, Mapping[str, float]]
+) -> list[tuple[str, float]]:
+    """The metrics to show beside the main one: those that no table of parts repeats."""
+    repeated = {f"{name}{sign}{part}" for part in groups for name in ("accuracy", "f1") for sign in "/_"}
+    return [(name, value) for name, value in scores.items() if name != main and name not in repeated]
+
+
 def write_evaluation(path: str | Path, result: Evaluation, **more: Any) -> None:
     """Write an evaluation with its provenance as JSON; `more` are fields such as the model's folder and the data's."""
     write_json_atomic(path, {"format": "terrazzo-evaluation-1", **more, **result.to_dict(), "provenance": provenance()})
@@ -208,10 +216,11 @@ def _parts(
     members: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         members.setdefault(part(example), []).append(index)
-    return {
-        name: {"rows": len(chosen), **task.score([examples[i] for i in chosen], [results[i] for i in chosen]).values}
-        for name, chosen in sorted(members.items())
-    }
+    parts: dict[str, dict[str, float]] = {}
+    for name, chosen in sorted(members.items()):
+        values = task.score([examples[i] for i in chosen], [results[i] for i in chosen]).values
+        parts[name] = {"rows": len(chosen), **{metric: v for metric, v in values.items() if "/" not in metric}}
+    return parts
 
 
 def _classes(examples: Sequence[Example], results: Sequence[Result]) -> dict[str, dict[str, float]]:

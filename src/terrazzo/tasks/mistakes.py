@@ -20,15 +20,14 @@ class Mistake:
     """A row that was answered wrongly.
 
     Args:
-        where: file and line. text, other: of the row, shortened.
+        where: file and line. texts: of the row, a question before its context, shortened.
         right, said: the answer of the row and that of the model, in words.
         loss: what the rows are ordered by: cross-entropy of a class, distance of a value, number of wrong spans,
             confidence in a wrong answer to a question.
     """
 
     where: str
-    text: str
-    other: str | None = None
+    texts: tuple[str, ...]
     problem: str | None = None
     right: str
     said: str
@@ -54,8 +53,7 @@ def worst_mistakes(
     return tuple(
         Mistake(
             where=example.where,
-            text=_short(example.text),
-            other=None if example.other is None else _short(example.other),
+            texts=_texts(kind, example),
             problem=example.problem,
             right=_short(right),
             said=_short(said),
@@ -63,6 +61,11 @@ def worst_mistakes(
         )
         for (loss, right, said), example in worst
     )
+
+
+def _texts(kind: str, example: Example) -> tuple[str, ...]:
+    texts = (example.other, example.text) if kind == "span" else (example.text, example.other)
+    return tuple(_short(text) for text in texts if text is not None)
 
 
 def judge(kind: str, example: Example, result: Result) -> _Judged:

@@ -28,9 +28,6 @@ from terrazzo.tasks.task import BadRow, Encoded, Example, Metric, Result, Scores
 from terrazzo.tasks.texts import Frame, frame
 from terrazzo.tasks.windows import Tokens, log_softmax, selected_rows, tokens_of, windows
 
-#: Marks of tokens in labels: the answer's first one, its last one, or both.
-_FIRST, _LAST = 1, 2
-
 
 @config
 class SpanTask:
@@ -104,7 +101,8 @@ class SpanTask:
         """
         if options.class_weights is not None or options.focal_gamma or options.label_smoothing:
             raise InputError("class_weights, focal_gamma and label_smoothing are for classes; answers are places")
-        scores_T2, places_B2 = allowed_scores(outputs, batch), marked_places(batch)
+        scores_T2, places_B2 = allowed_scores(outputs, batch), batch.labels_B
+        assert places_B2 is not None, "the batch has no labels"
         total = span_cross_entropy_sum(scores_T2, batch.lengths, places_B2)
         top_B2 = torch.segment_reduce(scores_T2.detach(), "max", lengths=batch.cu_seqlens.diff().long(), unsafe=True)
         right_B2 = scores_T2.detach().gather(0, batch.cu_seqlens[:-1, None].long() + places_B2)
@@ -172,7 +170,7 @@ class SpanTask:
                     ids=ids,
                     token_types=types,
                     positions=np.append(0, np.arange(before, before + end - start)),
-                    label=None if example.target is None else _marks(answer, start, end),
+                    label=None if example.target is None else _places(answer, start, end, before),
                     truncated=0 if documents else len(question) - len(asked),
                     context=ContextRead(context.starts[start:end], context.ends[start:end]),
                 )
@@ -205,15 +203,6 @@ def allowed_scores(outputs_T2: Tensor, batch: Packed) -> Tensor:
     return outputs_T2.float().masked_fill(outside_T.index_fill(0, batch.masked_M, False)[:, None], -torch.inf)
 
 
-def marked_places(batch: Packed) -> Tensor:
-    """int64 `(B, 2)`: the places in their documents of the first and of the last token of the answers."""
-    assert batch.masked_M is not None and batch.labels_M is not None, "the batch has no labels"
-    marks_M2 = torch.stack([batch.labels_M & _FIRST, (batch.labels_M & _LAST) // _LAST], dim=1)
-    places_M1 = batch.positions_T[batch.masked_M, None]
-    places_B2 = marks_M2.new_zeros(batch.num_documents, 2)
-    return places_B2.index_add(0, batch.document_T[batch.masked_M], places_M1 * marks_M2)
-
-
 def best_span(first_K: np.ndarray, last_K: np.ndarray, longest: int) -> tuple[float, int, int]:
     """The largest `first_K[i] + last_K[j]` with i <= j < i + longest, and its i and j."""
     padded = np.append(last_K, np.full(longest - 1, -np.inf))
@@ -238,14 +227,11 @@ def _answer_tokens(example: Example, context: Tokens) -> tuple[int, int]:
     return int(touched[0]), int(touched[-1])
 
 
-def _marks(answer: tuple[int, int] | None, start: int, end: int) -> np.ndarray:
-    """int64 `(K,)` marks of CLS and the tokens of a window, the answer's or, where it is not whole, those of none."""
-    marks = np.zeros(1 + end - start, dtype=np.int64)
-    whole = answer is not None and start <= answer[0] and answer[1] < end
-    first, last = (answer[0] - start + 1, answer[1] - start + 1) if answer is not None and whole else (0, 0)
-    marks[first] |= _FIRST
-    marks[last] |= _LAST
-    return marks
+def _places(answer: tuple[int, int] | None, start: int, end: int, before: int) -> np.ndarray:
+    """int64 `(1, 2)` places of an answer's first and last token in the document; CLS where a window lacks some."""
+    if answer is None or answer[0] < start or answer[1] >= end:
+        return np.zeros((1, 2), dtype=np.int64)
+    return np.array([[answer[0] - start + before, answer[1] - start + before]])
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

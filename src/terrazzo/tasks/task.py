@@ -80,7 +80,8 @@ class Encoded:
         ids: int64 `(L,)` token ids, special tokens included.
         token_types: int64 `(L,)` segments, None for all zero.
         positions: int64 `(m,)` positions in the document whose output is wanted (taggers); None elsewhere.
-        label: the answer as numbers: what `Packed.labels_B` holds for this document, or `(m,)` tags; None without.
+        label: the answer as numbers: what `Packed.labels_B` holds for this document, or `(m,)` tags; `(1, 2)` the
+            first and last place of an answer, where `positions` are those it may have; None without.
         problem: number of the problem.
         truncated: tokens of the row that no window of it holds.
         context: what `decode` needs to find its way back to characters; the task's own affair.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from terrazzo.tasks.evaluate import headline
 from terrazzo.tasks.report.record import FinetuneRecord
 from terrazzo.train.report.markup import Child, Html, aside, facts, join, nothing, section, table, tag
 from terrazzo.train.units import whole
@@ -37,7 +38,7 @@ def _figures(found: Mapping[str, Any]) -> list[tuple[str, Child]]:
         f"95 % interval over {whole(found['rows'])} rows: {number(found['low'])} to {number(found['high'])}"
     )
     pairs: list[tuple[str, Child]] = [(found["main"], join(tag("b", number(found["value"])), interval))]
-    pairs += [(name, number(value)) for name, value in found["scores"].items() if name != found["main"]]
+    pairs += [(name, number(value)) for name, value in headline(found["scores"], found["main"], found["groups"])]
     if found["calibration_error"] is not None:
         remark = aside("mean distance between confidence and accuracy")
         pairs.append(("calibration error", join(number(found["calibration_error"]), remark)))
@@ -104,7 +105,6 @@ def _mistakes(worst: Sequence[Mapping[str, Any]]) -> Html | None:
 
 
 def _mistake(mistake: Mapping[str, Any]) -> Html:
-    texts = [text for text in (mistake["other"], mistake["text"]) if text]
     place = " · ".join(str(part) for part in (mistake["problem"], mistake["where"].rpartition("/")[2]) if part)
     answers = tag("p", tag("del", mistake["said"]), " ", tag("ins", mistake["right"]), " ", tag("small", place))
-    return tag("li", *(tag("p", text, dir="auto") for text in texts), answers)
+    return tag("li", *(tag("p", text, dir="auto") for text in mistake["texts"]), answers)
