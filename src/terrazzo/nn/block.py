@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from terrazzo.nn.attention import Attention, AttentionContext
 from terrazzo.nn.config import EncoderConfig
+from terrazzo.nn.dropout import Dropout
 from terrazzo.nn.mlp import MLP
 from terrazzo.nn.norms import build_norm
 
@@ -23,7 +24,7 @@ class Block(nn.Module):
         skip_norm = config.skip_first_norm and layer == 0
         self.attention_norm = nn.Identity() if skip_norm else build_norm(config)
         self.mlp_norm = build_norm(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.pre_norm = config.norm_placement == "pre"
 
     def forward(self, x_TD: Tensor, context: AttentionContext, select_M: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from terrazzo.errors import InputError
 from terrazzo.nn.config import EncoderConfig
+from terrazzo.nn.dropout import Dropout
 from terrazzo.nn.norms import build_norm
 from terrazzo.packed import Packed
 
@@ -23,7 +24,7 @@ class Embeddings(nn.Module):
         self.positions = nn.Embedding(config.max_len + config.position_offset, config.width) if learned else None
         self.token_types = nn.Embedding(config.token_types, config.width) if config.token_types else None
         self.norm = build_norm(config) if config.embedding_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.position_offset, self.max_len = config.position_offset, config.max_len
 
     def forward(self, batch: Packed) -> Tensor:

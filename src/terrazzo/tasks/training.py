@@ -32,6 +32,7 @@ from terrazzo.tasks.labelled import LabelledRows, RowStream
 from terrazzo.tasks.lora import LoraConfig, add_lora, merge_lora
 from terrazzo.tasks.model import TaskModel, load_task_model, model_folder, save_task_model, write_task_model
 from terrazzo.tasks.task import Encoded, Result, Task
+from terrazzo.tasks.token_rows import TokenRows
 from terrazzo.train.check import check_fit, check_schedules
 from terrazzo.train.distributed import Ranks
 from terrazzo.train.run import RunConfig
@@ -187,8 +188,9 @@ class TaskStage:
         self.workload, self.task, self.objective = workload, workload.task, Supervised(objective)
         self.model = workload.model(start)
         if start.resumed is not None:
-            self.model.load_state_dict(self.read(start.resumed))
-        self.stream = RowStream(workload.train.flat, workload.batch_size, start.seed)
+            self.model.load_state_dict(_stored(start.resumed))
+        self.rows = TokenRows.narrow(self.model, [*workload.train.flat, *workload.dev.flat])
+        self.stream = RowStream(self.rows.renumbered(workload.train.flat), workload.batch_size, start.seed)
         sampling = workload.sampling(start.stage.sampling, start.ranks)
         if sampling.micro_tokens is None:
             sampling = dataclasses.replace(sampling, micro_tokens=start.micro_tokens)
@@ -196,7 +198,7 @@ class TaskStage:
         self.step_tokens = float(self.stream.lengths.mean() * self.stream.pieces_per_step)
         self.step_words = f"{self.stream.pieces_per_step} documents (about {self.step_tokens:.0f} tokens)"
         self.passes = _passes(self.model)
-        self.dev = workload.dev.flat
+        self.dev = self.rows.renumbered(workload.dev.flat)
         self.dev_batches = _dev_batches(self.dev, max(EVALUATION_TOKENS, self.micro_tokens))
 
     def evaluate(self, module: nn.Module, ranks: Ranks, autocast: AbstractContextManager[None]) -> Mapping[str, Any]:
@@ -246,18 +248,28 @@ class TaskStage:
         workload = self.workload
         with tokenizer_file(workload.tokenizer) as file:
             write_task_model(
-                folder, self.model, file, provenance, state, max_len=workload.max_len, adapter=workload.lora
+                folder,
+                self.model,
+                file,
+                provenance,
+                self.rows.widen(state),
+                max_len=workload.max_len,
+                adapter=workload.lora,
             )
 
     def read(self, folder: Path) -> Mapping[str, Tensor]:
-        """The tensors of a task folder, adapters included."""
-        return load_task_model(folder, merge=False).model.state_dict()
+        """The tensors of a task folder, adapters included, as the model in training has them."""
+        return self.rows.select(_stored(folder))
 
     def assemble(self, state: Mapping[str, Tensor]) -> TaskModel:
         """A model around gathered tensors, without a second copy of them."""
         model = self.workload.empty(self.model.config)
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict(self.rows.widen(state), assign=True)
         return model
+
+
+def _stored(folder: Path) -> Mapping[str, Tensor]:
+    return load_task_model(folder, merge=False).model.state_dict()
 
 
 @contextmanager

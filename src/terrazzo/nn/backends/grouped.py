@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from terrazzo.nn.dropout import dropout as masked_out
 from terrazzo.packed import Packed
 
 #: Longest over shortest document of a group: padding costs at most this much, fewer groups mean fewer kernel calls.
@@ -175,5 +176,5 @@ def _attend_with_dropout(qkv_T3NH: Tensor, plan: GroupedPlan, dropout: float) ->
             later_SS = torch.ones(group.max_len, group.max_len, dtype=torch.bool).triu(1)
             scores = scores.masked_fill(later_SS, -torch.inf)
         weights = F.softmax(scores, dim=-1)
-        outputs.append((torch.dropout(weights, dropout, train=True) @ v).transpose(1, 2).flatten(0, 1))
+        outputs.append((masked_out(weights, dropout) @ v).transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, plan.row_T).flatten(1)
