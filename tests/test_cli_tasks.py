@@ -13,7 +13,7 @@ import pytest
 
 from terrazzo import cli
 from terrazzo.cli.finetuning import merged
-from terrazzo.cli.tasks import fields_of
+from terrazzo.cli.options import fields_of
 from terrazzo.errors import InputError
 from terrazzo.tasks.label import LabelTask
 from terrazzo.tasks.pareto import run_pareto

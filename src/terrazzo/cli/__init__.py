@@ -1,8 +1,8 @@
-"""The command line: prepare, plan, pretrain, report, encode; finetune, predict; evaluate."""
+"""The command line: prepare, plan, pretrain, report, encode; finetune, predict, evaluate."""
 
 from terrazzo.cli import pretraining as pretraining  # isort: skip
-from terrazzo.cli import tasks as tasks  # isort: skip
 from terrazzo.cli import finetuning as finetuning  # isort: skip
+from terrazzo.cli import prediction as prediction  # isort: skip
 from terrazzo.cli import evaluation as evaluation  # isort: skip
 from terrazzo.cli.app import app, main
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from terrazzo.cli.app import app
-from terrazzo.cli.tasks import BatchTokens, Device, Fields, Threads, fields_of, predictor_of
+from terrazzo.cli.options import BatchTokens, Device, Fields, Threads, fields_of, predictor_of
 from terrazzo.errors import InputError
 
 

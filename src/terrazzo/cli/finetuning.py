@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from terrazzo.cli.app import app
-from terrazzo.cli.tasks import Device, Fields, Threads, fields_of
+from terrazzo.cli.options import Device, Fields, Threads, fields_of
 from terrazzo.errors import InputError
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _run(config: FinetuneConfig) -> None:
 
 def _evaluate(config: FinetuneConfig) -> None:
     """Write OUT/evaluation.json: the model on the rows that scored it."""
-    from terrazzo.cli.tasks import predictor_of
+    from terrazzo.cli.options import predictor_of
     from terrazzo.tasks.evaluate import evaluate_model, write_evaluation
     from terrazzo.tasks.finetune import prepare
     from terrazzo.tasks.report.record import EVALUATION
