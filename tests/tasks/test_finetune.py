@@ -15,6 +15,7 @@ from terrazzo import load
 from terrazzo.checkpoint import save_model
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig
+from terrazzo.objectives import SupervisedConfig
 from terrazzo.tasks import Example
 from terrazzo.tasks import finetune as module
 from terrazzo.tasks.finetune import finetune, hold_out
@@ -227,6 +228,13 @@ def test_a_folder_with_other_files_is_left_alone(asked, tmp_path):
     with pytest.raises(InputError, match="holds other files"):
         run(asked)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_loss_that_the_task_does_not_take_is_refused_before_anything_is_made(asked, tmp_path):
+    weighted = dataclasses.replace(asked, loss=SupervisedConfig(class_weights={"animals": 2.0}))
+    with pytest.raises(InputError, match="'animals' is not a class: did you mean 'animal'"):
+        run(weighted)
+    assert not (tmp_path / "out").exists()
 
 
 def test_intervals_over_seeds_are_students():

@@ -40,6 +40,7 @@ from terrazzo.tasks.understood import Understanding, understand
 from terrazzo.train import Budget, RunConfig
 from terrazzo.train import train as train_run
 from terrazzo.train.distributed import Ranks, joined
+from terrazzo.train.hardware import compute_dtype
 from terrazzo.train.hooks import Hook
 from terrazzo.train.metrics import MetricsLog
 from terrazzo.train.state import latest_checkpoint
@@ -85,6 +86,7 @@ def finetune(
         if on_understood is not None and ranks.is_main:
             on_understood(prepared.understanding)
         tuning = Tuning(config, prepared, ranks, hooks or (lambda _: log_metrics), time.perf_counter() - begin)
+        tuning.check()
         begin_folder(config, prepared.workload, prepared.understanding, ranks)
         for lr, seed in tuning.runs:
             score = tuning.score(lr, seed)
@@ -164,6 +166,17 @@ class Tuning:
         self.runs = [(lr, seed) for lr in self.rates for seed in range(config.seed, config.seed + config.seeds)]
         self.scores: dict[tuple[float, int], RunScore] = {}
         self.seconds, self.closing = seconds, 0.0
+
+    def check(self) -> None:
+        """Refuse what the runs would stumble over, before the folder is made.
+
+        Raises:
+            InputError: naming the field and the mend.
+        """
+        lr, seed = self.runs[0]
+        budget = self.config.budget or Budget(steps=1)
+        first = run_config(self.config, len(self.workload.train.flat), lr, seed, self.config.out, budget)
+        self.workload.check(first, self.ranks, compute_dtype(self.config.precision, self.ranks.device))
 
     def score(self, lr: float, seed: int) -> RunScore | None:
         """Train a run to its end, unless an earlier call did; None if a signal ended it before."""

@@ -104,6 +104,7 @@ class TaskWorkload:
             encoder = self._encoder_config(stage, encoder)
             check_fit(encoder, self.sampling(stage.sampling, ranks), ranks, dtype == torch.bfloat16)
             check_schedules(stage, stage.objective, self.empty(encoder))
+            self._try_loss(stage.objective, encoder)
 
     def begin(self, start: StageStart) -> TaskStage:
         """The stage's model, steps and evaluation.
@@ -158,6 +159,13 @@ class TaskWorkload:
         longest = max(len(document.ids) for document in [*self.train.flat, *self.dev.flat])
         most = longest * -(-self.batch_size // ranks.world_size) * ranks.world_size
         return dataclasses.replace(sampling, max_len=max(3, longest), batch_tokens=most)
+
+    def _try_loss(self, options: SupervisedConfig, encoder: EncoderConfig) -> None:
+        """Have the task refuse options that it does not take, on one document and a model of hardly any width."""
+        small = encoder.replace(width=8, num_heads=1, depth=1, mlp_width=8)
+        document = min(self.train.flat, key=lambda document: len(document.ids))
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            TaskModel(Encoder(small), self.task).task_loss(collate([document]), options)
 
     def _encoder_config(self, stage: Stage, previous: EncoderConfig | None) -> EncoderConfig:
         if previous is not None and stage.model.kind == "previous" and stage.model.transform is None:
