@@ -12,9 +12,10 @@ import torch
 
 from terrazzo import load
 from terrazzo.errors import InputError
+from terrazzo.nn import Encoder
 from terrazzo.objectives import SupervisedConfig
 from terrazzo.optim import AdamWConfig, Schedule
-from terrazzo.tasks import Example, Scores
+from terrazzo.tasks import Example, Scores, TaskModel
 from terrazzo.tasks.label import LabelTask
 from terrazzo.tasks.labelled import LabelledRows, RowStream
 from terrazzo.tasks.lora import LoraConfig
@@ -225,3 +226,14 @@ def test_the_report_of_a_task_tells_of_its_metric(workload, tmp_path):
     assert "auroc on the scoring rows" in page and "animal, thing" in page and "60 rows" in page
     for foreign in ("perplexity", "masked token", "Fill in the blank", "terrazzo pretrain"):
         assert foreign not in page
+
+
+def test_a_frozen_encoder_runs_without_dropout_and_the_head_with(workload):
+    config = Init(fields={**TINY_MODEL, "dropout": 0.5}).encoder_config(workload.tokenizer.get_vocab_size())
+    batch = RowStream(workload.train.flat, 8, seed=0).pack(np.arange(8), np.zeros(8))
+    for freeze in ("none", "embeddings", "encoder"):
+        model = dataclasses.replace(workload, freeze=freeze).dressed(TaskModel(Encoder(config), workload.task)).train()
+        assert torch.equal(model.encoder(batch), model.encoder(batch)) == (freeze == "encoder")
+        assert not torch.equal(model(batch), model(batch))
+        trained = {name.split(".")[1] for name, p in model.encoder.named_parameters("encoder") if p.requires_grad}
+        assert ("embeddings" in trained, "blocks" in trained) == (freeze == "none", freeze != "encoder")
