@@ -18,10 +18,11 @@ from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.objectives import SupervisedConfig
 from terrazzo.tasks import Example
 from terrazzo.tasks import finetune as module
-from terrazzo.tasks.finetune import finetune, hold_out
+from terrazzo.tasks.finetune import finetune
 from terrazzo.tasks.finetune_config import FinetuneConfig, default_lr, run_config
 from terrazzo.tasks.lora import LoraConfig
 from terrazzo.tasks.model import load_task_model
+from terrazzo.tasks.preparation import hold_out
 from terrazzo.tasks.seeds import spread_of
 from terrazzo.testing import TINY_MODEL, tiny_texts
 from terrazzo.train import Budget
