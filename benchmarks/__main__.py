@@ -8,7 +8,7 @@ import sys
 
 from terrazzo.config import nearest
 
-CPU: tuple[str, ...] = ("attention", "data", "training", "optimizers")
+CPU: tuple[str, ...] = ("attention", "data", "training", "optimizers", "finetuning")
 GPU: tuple[str, ...] = ("gpu",)
 
 
