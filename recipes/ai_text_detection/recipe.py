@@ -46,8 +46,8 @@ class Settings:
     """
 
     held_out: float = 0.4
-    most_train: int = 1600
-    most_test: int = 600
+    most_train: int = 1200
+    most_test: int = 400
     tuning: dict[str, Any] = field(default_factory=dict)
     seeds: int = 3
 
@@ -56,7 +56,7 @@ SETTINGS = {
     "smoke": Settings(
         most_train=40, most_test=20, tuning={"lr": (1e-2,), "epochs": 6.0, "batch_size": 8, "max_len": 32}, seeds=2
     ),
-    "small": Settings(tuning={"lr": (1e-4,), "epochs": 3.0, "batch_size": 16, "max_len": 128}),
+    "small": Settings(tuning={"lr": (2e-4,), "epochs": 2.0, "batch_size": 16, "max_len": 128}),
     "paper": Settings(
         most_train=10**9, most_test=10**9, tuning={"lr": (5e-5,), "epochs": 5.0, "batch_size": 16, "max_len": 512}
     ),
