@@ -140,10 +140,9 @@ def test_published_figures_stand_apart_and_missing_tasks_are_named():
         "A",
         "accuracy",
         "70.5 ± 0.7 (2 seeds)",
-        "none",
         "Theirs 90.0",
     ]
-    assert "| C |  | not run: files missing |  | Theirs 90.0 |" in markdown
+    assert "| C |  | not run: files missing | Theirs 90.0 |" in markdown
     assert "- C: missing c.tsv (from there)." in markdown and "- B: odd rows." in markdown
     assert "mean of 2 tasks" in markdown and "does not compare" in markdown and "their card" in markdown
     held = json.loads(json.dumps(result().to_dict(), allow_nan=False))

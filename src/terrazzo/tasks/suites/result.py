@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: 97.5 % points of Student's t by degrees of freedom; beyond the last, the normal's.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-_MISSING = "not run: files missing"
+_MISSING, _NONE = "not run: files missing", "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,18 +140,26 @@ class SuiteResult:
         from rich.table import Table
 
         table = Table(title=f"{self.title}, {self.model}", caption="\n".join(self.notes()), caption_justify="left")
-        for name in HEADER:
+        header, *rows = self._told()
+        for name in header:
             table.add_column(name)
-        for row in self.rows():
+        for row in rows:
             table.add_row(*row)
         return table
 
     def markdown(self) -> str:
         """The table for a Markdown file."""
-        lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
-        lines += ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in self.rows()]
+        header, *rows = self._told()
+        lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+        lines += ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows]
         notes = [f"- {note}" for note in self.notes()]
         return "\n".join([f"# {self.title}", "", f"Model: {self.model}", "", *lines, "", *notes]) + "\n"
+
+    def _told(self) -> list[list[str]]:
+        """Header and rows, without columns that say nothing."""
+        rows = self.rows()
+        told = [column for column in range(len(HEADER)) if any(row[column] not in ("", _NONE) for row in rows)]
+        return [[row[column] for column in told] for row in (HEADER, *rows)]
 
     def _profile_words(self) -> str:
         if self.profile == "paper":
@@ -196,7 +204,7 @@ def _row(task: TaskOutcome) -> tuple[str, ...]:
         ours = f"{percent(task.score)} ({percent(task.low)} to {percent(task.high)})"
     else:
         ours = percent(task.score)
-    trained = f"{task.rows['train']:,}" if task.rows.get("train") else "none"
+    trained = f"{task.rows['train']:,}" if task.rows.get("train") else _NONE
     return task.title, " + ".join(task.metrics), ours, trained, _published(task.published)
 
 

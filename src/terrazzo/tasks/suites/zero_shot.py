@@ -35,8 +35,10 @@ def run_minimal_pairs(task: SuiteTask, procedure: Procedure, model: Path, data_r
     (folder,) = task.evaluate.values()
     pairs = read_minimal_pairs(data_root / folder, procedure.eval_rows)
     scores = score_minimal_pairs(network, load_tokenizer(model, network.config), pairs)
+    few = f"the first {procedure.eval_rows} pairs of each of {len(scores.paradigms)} paradigms"
     return replace(
         outcome_of(task, procedure, scores.accuracy, {"pairs": scores.pairs}),
+        note="; ".join(filter(None, (task.note, few if procedure.eval_rows else ""))),
         low=scores.accuracy - scores.half_width,
         high=scores.accuracy + scores.half_width,
         groups=scores.phenomena,
