@@ -85,7 +85,7 @@ class _Tuning:
         """Score of each of several learning rates, by the first seed, on a part of the training rows."""
         if len(self.procedure.lr) < 2:
             return {}
-        train, judged = split_rows(rows.train, CHOICE_SHARE)
+        train, judged = split_rows(rows.train, CHOICE_SHARE, "choice")
         apart = TaskRows(train=train, evaluate={"held out": judged})
         seed = self.procedure.seeds[0]
         scores = {lr: self.run(apart, lr, seed, "choice-").score for lr in self.procedure.lr}

@@ -64,9 +64,13 @@ def task_rows(task: SuiteTask, procedure: Procedure, data_root: Path, cache: Pat
     )
 
 
-def split_rows(rows: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
-    """The rows without a share of them, and that share; equal texts fall on one side, whatever the order of rows."""
-    held = [_number(row) < share for row in rows]
+def split_rows(rows: Sequence[Example], share: float, purpose: str = "") -> tuple[list[Example], list[Example]]:
+    """The rows without a share of them, and that share; equal texts fall on one side, whatever the order of rows.
+
+    Args:
+        purpose: draws another share; without one, the share overlaps with what `draw_rows` takes.
+    """
+    held = [_number(row, purpose) < share for row in rows]
     return (
         [row for row, out in zip(rows, held, strict=True) if not out],
         [row for row, out in zip(rows, held, strict=True) if out],
@@ -81,9 +85,9 @@ def draw_rows(rows: Sequence[Example], count: int | None) -> list[Example]:
     return [rows[row] for row in sorted(order[:count])]
 
 
-def _number(row: Example) -> float:
+def _number(row: Example, purpose: str = "") -> float:
     text = f"{row.text}\0{row.other or ''}".encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") / 2**64
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8, person=purpose.encode()).digest(), "big") / 2**64
 
 
 def _read(task: SuiteTask, files: Sequence[str], data_root: Path, cache: Path) -> list[Example]:
