@@ -74,10 +74,11 @@ def test_draws_and_splits_do_not_depend_on_the_order_of_rows():
     assert [int(e.where) for e in drawn] == sorted(int(e.where) for e in drawn)
     again = [dataclasses.replace(row, where="elsewhere") for row in given[:50]]
     train, held = split_rows([*given, *again], 0.3)
-    assert 250 < len(held) < 370 and not {e.text for e in train} & {e.text for e in held}
-    for some in (drawn, train):
+    assert 300 <= len(held) < 350 and not {e.text for e in train} & {e.text for e in held}
+    for some in (drawn, list({e.text: e for e in train}.values())):
         rest, chosen_by = split_rows(some, 0.3, "choice")
-        assert 0.2 * len(some) < len(chosen_by) < 0.4 * len(some) and len(rest) + len(chosen_by) == len(some)
+        assert len(rest) + len(chosen_by) == len(some) and len({e.text for e in chosen_by}) == len(some) * 3 // 10
+        assert not {e.text for e in rest} & {e.text for e in chosen_by}
 
 
 def test_missing_files_are_named_and_a_fallback_steps_in(tmp_path):

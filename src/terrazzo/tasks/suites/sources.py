@@ -65,15 +65,18 @@ def task_rows(task: SuiteTask, procedure: Procedure, data_root: Path, cache: Pat
 
 
 def split_rows(rows: Sequence[Example], share: float, purpose: str = "") -> tuple[list[Example], list[Example]]:
-    """The rows without a share of them, and that share; equal texts fall on one side, whatever the order of rows.
+    """The rows without a share of their texts, and that share; equal texts fall on one side, in whatever order.
 
     Args:
+        share: of the distinct texts, at least one of them.
         purpose: draws another share; without one, the share overlaps with what `draw_rows` takes.
     """
-    held = [_number(row, purpose) < share for row in rows]
+    numbers = [_number(row, purpose) for row in rows]
+    distinct = sorted(set(numbers))
+    limit = distinct[max(1, round(share * len(distinct))) - 1]
     return (
-        [row for row, out in zip(rows, held, strict=True) if not out],
-        [row for row, out in zip(rows, held, strict=True) if out],
+        [row for row, number in zip(rows, numbers, strict=True) if number > limit],
+        [row for row, number in zip(rows, numbers, strict=True) if number <= limit],
     )
 
 
