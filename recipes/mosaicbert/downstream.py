@@ -207,10 +207,11 @@ def picture(result: ParetoResult, settings: Downstream, folder: Path) -> None:
     by_arm = {arm: [curve for curve in result.curves if curve.name.rsplit("-", 1)[0] == arm] for arm in PAIR}
     merged = tuple(mean_curve(ARMS[arm].label, curves) for arm, curves in by_arm.items())
     shape = settings.recipe.shape
+    rows = settings.procedure.get("train_rows", "all")
     bars = "pretraining" if len(settings.seeds) > 1 else "fine-tuning"
     caption = (
         f"{shape.depth} layers x {shape.width}, vocabulary {settings.vocab_size:,}, {settings.seconds:g} s of one core "
-        f"of Wikipedia paragraphs; at most {settings.procedure.get('train_rows', 'all')} training rows a task, "
+        f"of Wikipedia paragraphs; tried on {', '.join(result.tasks)} with at most {rows} training rows, "
         f"{len(settings.tuning_seeds)} fine-tuning seeds; bars: standard deviation over {bars} seeds"
     )
     draw(dataclasses.replace(result, curves=merged), folder, "downstream", caption)

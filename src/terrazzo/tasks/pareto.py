@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,9 +215,9 @@ def draw(result: ParetoResult, folder: Path, stem: str = "pareto", caption: str 
         ):
             _panel(axes, result.curves, cost)
             axes.set_xlabel(label)
-        panels[0].set_ylabel(f"{result.title}: mean of {', '.join(result.tasks)}")
+        panels[0].set_ylabel(f"{result.title}: mean of {len(result.tasks)} tasks")
         panels[0].legend(frameon=False, fontsize=9, loc="upper left")
-        figure.suptitle(caption or _caption(result), fontsize=9)
+        figure.suptitle(textwrap.fill(caption or _caption(result), 130), fontsize=9)
         figure.tight_layout()
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
@@ -238,15 +239,23 @@ def _panel(axes: Any, curves: Sequence[Curve], cost: str) -> None:
             capsize=3,
             label=curve.name,
         )
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     axes.set_xscale("log")
-    axes.grid(alpha=0.25, which="both")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.25)
 
 
 def _caption(result: ParetoResult) -> str:
     seeds = sorted({point.seeds for curve in result.curves for point in curve.points})
     missing = f"; not run: {', '.join(result.missing)}" if result.missing else ""
     counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return f"profile {result.profile}, means and standard deviations over {counted} fine-tuning seeds{missing}"
+    return (
+        f"{', '.join(result.tasks)}; profile {result.profile}, means and standard deviations over {counted} "
+        f"fine-tuning seeds{missing}"
+    )
 
 
 def frontier(curves: Sequence[Curve], cost: str = "seconds") -> list[tuple[str, Point]]:
