@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from recipes.arms import arm, curve, loss_on, per_seed, samples, spread, texts_of, train_arms, unigram_loss
+from recipes.bertuit.downstream import DOWNSTREAM, SMOKE, invented_rows, tried
 from recipes.claims import Tier
 from recipes.fertility import english_tokenizer, tokens_per_word, write_jsonl
 from recipes.runner import Context
+from recipes.suites import Trial, tasks_root
 from recipes.wikipedia import SOURCE as ENGLISH
 from terrazzo.data import Corpus, PrepareConfig, prepare
 from terrazzo.objectives import MLMConfig
@@ -26,6 +28,7 @@ from terrazzo.train import Budget, Init, RunConfig, Sampling, Stage
 
 TWEETS = "Spanish tweets, the data/*.json.gz of https://github.com/sadit/TextClassificationTutorial"
 EMOJI = "emo50k.json.gz"
+EMOJI_TRAINING = "emojispace.train.json.gz"
 NEWS = "spanish-twitter-news-and-opinions-top25-68.{}.json.gz"
 ROBERTA: dict[str, Any] = {"position_offset": 2, "token_types": 1}
 
@@ -37,7 +40,12 @@ _CUT = re.compile(r"^RT @\w+:|@\w+|https?:\S*|www\.\S+|\bhtt\S*…|_usr|_url")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One tier."""
+    """One tier.
+
+    Args:
+        emoji: file of tweets with emoji; the one of all holds the test rows of the task on emoji.
+        trial: what the encoders are fine-tuned on; None leaves it out.
+    """
 
     stage: Stage
     vocab_size: int | None = 8192
@@ -46,6 +54,8 @@ class Settings:
     eval_tokens: int = 65_536
     workers: int = 2
     run: dict[str, Any] = field(default_factory=lambda: {"device": "cpu"})
+    emoji: str = EMOJI
+    trial: Trial | None = None
 
 
 @dataclass(frozen=True)
@@ -67,8 +77,11 @@ def _stage(tokens: int, max_len: int, batch_tokens: int) -> Stage:
 
 
 SETTINGS = {
-    "smoke": Settings(stage=_stage(4096, 64, 512), vocab_size=None, seeds=(0, 1), eval_tokens=2048, workers=0),
+    "smoke": Settings(
+        stage=_stage(4096, 64, 512), vocab_size=None, seeds=(0,), eval_tokens=2048, workers=0, trial=SMOKE
+    ),
     "small": Settings(stage=_stage(750_000, 128, 2048)),
+    "downstream": Settings(stage=_stage(750_000, 128, 2048), emoji=EMOJI_TRAINING, trial=DOWNSTREAM),
     "paper": Settings(
         stage=Stage(
             model=Init(family="bert", size="base", fields=ROBERTA),
@@ -89,27 +102,45 @@ SETTINGS = {
 
 
 def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
-    """Prepare all tweets, count tags, measure fertility, train on all, and on news tweets with and without tags."""
+    """Prepare all tweets, train on all, and on news tweets with and without tags; measure the corpora and the encoders.
+
+    The tier `downstream` measures what the encoders come to on Spanish tasks, `small` everything else.
+    """
     settings = SETTINGS[tier]
     context.record("config", vars(settings))
-    wikipedia = None if tier == "smoke" else context.data("enwiki", ENGLISH)
-    sources = (
-        invented(context.work) if wikipedia is None else published(context.data("spanish_tweets", TWEETS), context.work)
-    )
-    own = prepare(
-        sources.all,
-        context.work / "all",
-        PrepareConfig(preset="tweets", tokenizer_kind="bpe", vocab_size=settings.vocab_size),
-    )
-    given = str(own.path)
-    corpora = {
-        "all": own,
-        "normalised": prepare(
-            [sources.news], context.work / "normalised", PrepareConfig(preset="tweets", tokenizer=given)
-        ),
-        "raw": prepare([sources.news], context.work / "raw", PrepareConfig(preset="raw", tokenizer=given)),
+    if tier == "smoke":
+        sources = invented(context.work)
+    else:
+        sources = published(context.data("spanish_tweets", TWEETS), context.work, settings.emoji)
+    corpora = _corpora(settings, context, sources)
+    metrics: dict[str, Any] = {}
+    if tier != "downstream":
+        wikipedia = None if tier == "smoke" else context.data("enwiki", ENGLISH)
+        metrics = _pretraining(settings, context, sources, corpora, wikipedia)
+    if settings.trial is not None:
+        metrics |= _downstream(settings.trial, settings, context, sources, corpora)
+    return per_seed(settings.seeds, metrics)
+
+
+def _corpora(settings: Settings, context: Context, sources: Sources) -> dict[str, Corpus]:
+    """All tweets, and the news tweets with and without tags, in the tokens of all."""
+    cleaning = PrepareConfig(preset="tweets", tokenizer_kind="bpe", vocab_size=settings.vocab_size)
+    own = prepare(sources.all, context.work / "all", cleaning)
+    given = {
+        name: PrepareConfig(preset=preset, tokenizer=str(own.path))
+        for name, preset in (("normalised", "tweets"), ("raw", "raw"))
     }
-    heldout = prepare([sources.unseen], context.work / "heldout", PrepareConfig(preset="raw", tokenizer=given))
+    return {"all": own} | {
+        name: prepare([sources.news], context.work / name, cleaning) for name, cleaning in given.items()
+    }
+
+
+def _pretraining(
+    settings: Settings, context: Context, sources: Sources, corpora: dict[str, Corpus], wikipedia: Path | None
+) -> dict[str, Any]:
+    """What became tags, what the tokenizer spends, and every arm held against unseen tweets."""
+    own = corpora["all"]
+    heldout = prepare([sources.unseen], context.work / "heldout", PrepareConfig(preset="raw", tokenizer=str(own.path)))
     english = english_tokenizer(wikipedia, context.work, settings.english_megabytes, own.vocab_size)
     context.log(f"tokenizers: {own.vocab_size} tokens from tweets, {english.vocab_size} from English")
     metrics = _tags(sources, own) | {
@@ -122,16 +153,25 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
         "unigram_loss": unigram_loss(own.train, heldout.train, own.vocab_size),
     }
     context.record("dropped", own.manifest["statistics"]["dropped"])
-    losses = _train(settings, context, corpora, heldout)
-    gains = [a - b for a, b in zip(losses["raw"], losses["normalised"], strict=True)]
-    learning: dict[str, Any] = {
+    losses = _losses(settings, context, _trained(settings, context, corpora), heldout)
+    return metrics | {
         "heldout_loss": losses["all"],
         "heldout_loss_normalised": losses["normalised"],
         "heldout_loss_raw": losses["raw"],
-        "normalising_gain": gains,
+        "normalising_gain": [a - b for a, b in zip(losses["raw"], losses["normalised"], strict=True)],
         "spread": spread(losses["raw"], losses["normalised"]),
     }
-    return per_seed(settings.seeds, metrics | learning)
+
+
+def _downstream(
+    trial: Trial, settings: Settings, context: Context, sources: Sources, corpora: dict[str, Corpus]
+) -> dict[str, Any]:
+    """What every arm comes to on Spanish tasks, beside encoders without pretraining."""
+    invented_news = settings.vocab_size is None
+    root = invented_rows(read(sources.news), context.work / "rows") if invented_news else tasks_root(trial, context)
+    configs = _trained(settings, context, corpora)
+    models = {name: [Path(config.out) / "model" for config in members] for name, members in configs.items()}
+    return tried(trial, models, root, settings.workers, context)
 
 
 def _tags(sources: Sources, own: Corpus) -> dict[str, float]:
@@ -153,8 +193,8 @@ def _tags(sources: Sources, own: Corpus) -> dict[str, float]:
     }
 
 
-def _train(settings: Settings, context: Context, corpora: dict[str, Corpus], heldout: Corpus) -> dict[str, list[float]]:
-    """Loss of each arm over seeds, on the same unseen tweets without mentions and addresses, and the same masks."""
+def _trained(settings: Settings, context: Context, corpora: dict[str, Corpus]) -> dict[str, list[RunConfig]]:
+    """The finished runs of each arm, one a seed."""
     fields = {"eval_tokens": settings.eval_tokens, **settings.run}
     configs: dict[str, list[RunConfig]] = {
         name: [arm(context.work, name, corpus.path, settings.stage, seed, **fields) for seed in settings.seeds]
@@ -162,23 +202,30 @@ def _train(settings: Settings, context: Context, corpora: dict[str, Corpus], hel
     }
     by_seed = [config for one_seed in zip(*configs.values(), strict=True) for config in one_seed]
     train_arms(by_seed, settings.workers, context.log)
+    context.record("curves", {Path(c.out).name: curve(c) for c in by_seed})
+    context.record("samples", samples(configs["all"][0]))
+    return configs
+
+
+def _losses(
+    settings: Settings, context: Context, configs: dict[str, list[RunConfig]], heldout: Corpus
+) -> dict[str, list[float]]:
+    """Loss of each arm over seeds, on the same unseen tweets without mentions and addresses, and the same masks."""
     max_len = settings.stage.sampling.max_len
     losses = {
         name: [loss_on(Path(c.out) / "model", heldout, heldout.train, max_len, settings.eval_tokens) for c in members]
         for name, members in configs.items()
     }
     context.record("losses", losses)
-    context.record("curves", {Path(c.out).name: curve(c) for c in by_seed})
-    context.record("samples", samples(configs["all"][0]))
     return losses
 
 
-def published(folder: Path, work: Path) -> Sources:
+def published(folder: Path, work: Path, emoji: str) -> Sources:
     """The published tweets; unseen ones are the news test file, with mentions and addresses cut out."""
     news = folder / NEWS.format("train")
     unseen = work / "unseen.jsonl"
     write_jsonl(unseen, without_tags(read(folder / NEWS.format("test"))))
-    return Sources([folder / EMOJI, news], news, unseen)
+    return Sources([folder / emoji, news], news, unseen)
 
 
 def invented(work: Path) -> Sources:

@@ -9,13 +9,15 @@ from typing import Any
 from recipes.arms import arm, curve, loss_on, per_seed, samples, spread, texts_of, train_arms, unigram_loss
 from recipes.claims import Tier
 from recipes.fertility import english_tokenizer, tokens_per_word
-from recipes.gottbert.corpus import Dirty, invented_novels, normal, novels, write_dirty, write_unseen
+from recipes.gottbert.corpus import Dirty, Novels, invented_novels, normal, novels, write_dirty, write_unseen
+from recipes.gottbert.downstream import DOWNSTREAM, SMOKE, invented_rows, tried
 from recipes.runner import Context
+from recipes.suites import Trial, tasks_root
 from recipes.wikipedia import SOURCE as ENGLISH
 from terrazzo.data import Corpus, PrepareConfig, prepare
 from terrazzo.objectives import MLMConfig
 from terrazzo.optim import AdamWConfig, MuonConfig, Schedule
-from terrazzo.train import Budget, Init, Sampling, Stage
+from terrazzo.train import Budget, Init, RunConfig, Sampling, Stage
 
 GERMAN = "German novels as .txt files, e.g. https://github.com/computationalstylistics/68_german_novels"
 #: RoBERTa: learned positions that begin at 2, one token type.
@@ -30,6 +32,7 @@ class Settings:
     Args:
         planted: share of the documents that are planted; GottBERT's filter took 17 % of OSCAR's documents.
         language: of the language filter; None leaves it out.
+        trial: what the encoders are fine-tuned on; None leaves it out.
     """
 
     stage: Stage
@@ -41,6 +44,7 @@ class Settings:
     eval_tokens: int = 65_536
     workers: int = 2
     run: dict[str, Any] = field(default_factory=lambda: {"device": "cpu"})
+    trial: Trial | None = None
 
 
 def _stage(tokens: int, max_len: int, batch_tokens: int) -> Stage:
@@ -54,9 +58,16 @@ def _stage(tokens: int, max_len: int, batch_tokens: int) -> Stage:
 
 SETTINGS = {
     "smoke": Settings(
-        stage=_stage(4096, 64, 512), language=None, vocab_size=None, seeds=(0, 1), eval_tokens=2048, workers=0
+        stage=_stage(4096, 64, 512),
+        language=None,
+        vocab_size=None,
+        seeds=(0,),
+        eval_tokens=2048,
+        workers=0,
+        trial=SMOKE,
     ),
     "small": Settings(stage=_stage(1_000_000, 128, 2048)),
+    "downstream": Settings(stage=_stage(1_000_000, 128, 2048), trial=DOWNSTREAM),
     "paper": Settings(
         stage=Stage(
             model=Init(family="bert", size="base", fields=ROBERTA),
@@ -77,7 +88,10 @@ SETTINGS = {
 
 
 def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
-    """Plant dirt, prepare with and without the filter, train both, hold both against novels of unseen authors."""
+    """Plant dirt, prepare with and without the filter, train both; then measure the corpora and the encoders.
+
+    The tier `downstream` measures what the encoders come to on German tasks, `small` everything else.
+    """
     settings = SETTINGS[tier]
     context.record("config", vars(settings))
     wikipedia = None if tier == "smoke" else context.data("enwiki", ENGLISH)
@@ -86,31 +100,62 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
     else:
         source = novels(context.data("novels_de", GERMAN), wikipedia, settings.megabytes)
     dirty = write_dirty(source, context.work / "dirty", settings.planted)
-    unseen = write_unseen(source, context.work / "unseen")
     context.log(f"{len(dirty.clean)} clean paragraphs, {sum(map(len, dirty.planted.values()))} planted")
+    corpora = _corpora(settings, context, dirty)
+    metrics: dict[str, Any] = {}
+    if tier != "downstream":
+        metrics = _pretraining(settings, context, source, dirty, corpora, wikipedia)
+    if settings.trial is not None:
+        metrics |= _downstream(settings.trial, settings, context, source, corpora)
+    return per_seed(settings.seeds, metrics)
 
-    filtered = prepare(
-        [dirty.folder],
-        context.work / "filtered",
-        PrepareConfig(
-            preset="german", language=settings.language, tokenizer_kind="bpe", vocab_size=settings.vocab_size
-        ),
-    )
+
+def _corpora(settings: Settings, context: Context, dirty: Dirty) -> dict[str, Corpus]:
+    """The same folder with and without the filter, in the tokens of the filtered one."""
+    language, size = settings.language, settings.vocab_size
+    cleaning = PrepareConfig(preset="german", language=language, tokenizer_kind="bpe", vocab_size=size)
+    filtered = prepare([dirty.folder], context.work / "filtered", cleaning)
     raw = prepare([dirty.folder], context.work / "raw", PrepareConfig(preset="raw", tokenizer=str(filtered.path)))
+    return {"filtered": filtered, "raw": raw}
+
+
+def _pretraining(
+    settings: Settings,
+    context: Context,
+    source: Novels,
+    dirty: Dirty,
+    corpora: dict[str, Corpus],
+    wikipedia: Path | None,
+) -> dict[str, Any]:
+    """What the filter took, what the tokenizer spends, and both arms held against novels of unseen authors."""
+    filtered = corpora["filtered"]
+    unseen = write_unseen(source, context.work / "unseen")
     heldout = prepare([unseen], context.work / "heldout", PrepareConfig(preset="german", tokenizer=str(filtered.path)))
     metrics = _filter_metrics(dirty, filtered) | _fertility(settings, context, wikipedia, unseen, heldout, filtered)
     context.record("dropped", filtered.manifest["statistics"]["dropped"])
-
-    losses = _train(settings, context, {"filtered": filtered, "raw": raw}, heldout)
+    losses = _losses(settings, context, _trained(settings, context, corpora), heldout)
     gains = [a - b for a, b in zip(losses["raw"], losses["filtered"], strict=True)]
-    learning: dict[str, Any] = {
+    return metrics | {
         "heldout_loss": losses["filtered"],
         "heldout_loss_raw": losses["raw"],
         "filtering_gain": gains,
         "spread": spread(losses["raw"], losses["filtered"]),
         "unigram_loss": unigram_loss(filtered.train, heldout.train, filtered.vocab_size),
     }
-    return per_seed(settings.seeds, metrics | learning)
+
+
+def _downstream(
+    trial: Trial, settings: Settings, context: Context, source: Novels, corpora: dict[str, Corpus]
+) -> dict[str, Any]:
+    """What both arms come to on German tasks, beside encoders without pretraining."""
+    if settings.language is None:
+        texts = [text for texts in source.training.values() for text in texts]
+        root = invented_rows(texts, context.work / "rows")
+    else:
+        root = tasks_root(trial, context)
+    configs = _trained(settings, context, corpora)
+    models = {name: [Path(config.out) / "model" for config in members] for name, members in configs.items()}
+    return tried(trial, models, root, settings.workers, context)
 
 
 def _filter_metrics(dirty: Dirty, filtered: Corpus) -> dict[str, float]:
@@ -144,15 +189,24 @@ def _fertility(
     }
 
 
-def _train(settings: Settings, context: Context, arms: dict[str, Corpus], heldout: Corpus) -> dict[str, list[float]]:
-    """Held-out loss of each arm over seeds, on the same documents of unseen authors and the same masks."""
+def _trained(settings: Settings, context: Context, corpora: dict[str, Corpus]) -> dict[str, list[RunConfig]]:
+    """The finished runs of each arm, one a seed."""
     fields = {"eval_tokens": settings.eval_tokens, **settings.run}
     configs = {
         name: [arm(context.work, name, corpus.path, settings.stage, seed, **fields) for seed in settings.seeds]
-        for name, corpus in arms.items()
+        for name, corpus in corpora.items()
     }
     by_seed = [config for pair in zip(*configs.values(), strict=True) for config in pair]
     train_arms(by_seed, settings.workers, context.log)
+    context.record("curves", {Path(c.out).name: curve(c) for c in by_seed})
+    context.record("samples", samples(configs["filtered"][0]))
+    return configs
+
+
+def _losses(
+    settings: Settings, context: Context, configs: dict[str, list[RunConfig]], heldout: Corpus
+) -> dict[str, list[float]]:
+    """Held-out loss of each arm over seeds, on the same documents of unseen authors and the same masks."""
     max_len = settings.stage.sampling.max_len
     losses = {
         name: [
@@ -162,6 +216,4 @@ def _train(settings: Settings, context: Context, arms: dict[str, Corpus], heldou
         for name, members in configs.items()
     }
     context.record("losses", losses)
-    context.record("curves", {Path(c.out).name: curve(c) for c in by_seed})
-    context.record("samples", samples(configs["filtered"][0]))
     return losses
