@@ -29,7 +29,7 @@ class Packed:
         masked_M: int64 indices into `tokens_T` whose output is wanted: masked tokens, the tokens that a tagger labels,
             or those that may begin or end an answer.
         labels_M: int64 answers at `masked_M`: original ids, or tags.
-        labels_B: answer of each document: int64 `(B,)` classes, float32 `(B,)` values, float32 `(B, C)` several classes
+        labels_B: answer of each document: int64 `(B,)` classes, float64 `(B,)` values, float32 `(B, C)` several classes
             at once, or int64 `(B, 2)` first and last position of a span within the document.
         problems_B: int64 `(B,)` the problem that each document belongs to, where a model solves several.
     """

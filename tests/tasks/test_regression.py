@@ -12,6 +12,7 @@ from terrazzo.errors import InputError
 from terrazzo.objectives import SupervisedConfig
 from terrazzo.packed import Packed
 from terrazzo.tasks import Example, Result
+from terrazzo.tasks.batches import collate
 from terrazzo.tasks.metrics import bootstrap
 from terrazzo.tasks.regression import RegressionTask
 from terrazzo.testing import tiny_texts
@@ -38,6 +39,23 @@ def test_answers_are_in_the_rows_own_units():
     assert documents[0].label == np.float32(10.0)
     result = task.decode(ROWS[0], documents, [np.array([2.0], dtype=np.float32)])
     assert result.score == pytest.approx(VALUES.mean() + 2 * VALUES.std()) and result.truncated > 0
+
+
+def test_values_far_from_zero_are_told_apart():
+    values = [1.7e9 + i for i in range(30)]
+    rows = [Example(text=text, target=value) for text, value in zip(TEXTS, values, strict=True)]
+    task = RegressionTask.learn(rows)
+    tokenizer = train_tokenizer(lambda: TEXTS, "wordpiece", 128, shrink=True)
+    batch = collate([documents[0] for documents in task.encode_many(rows, tokenizer, 16)])
+    wanted = (np.array(values) - np.mean(values)) / np.std(values)
+    right = torch.tensor(wanted, dtype=torch.float32)[:, None]
+    assert task.loss(right, batch, SupervisedConfig()).sum.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_values_without_a_deviation_are_refused():
+    for values, message in (((2.0, 2.0), "all 2 rows have the value 2"), ((1e300, -1e300), "the value 1e\\+300")):
+        with pytest.raises(InputError, match=message):
+            RegressionTask.learn([Example(text="a", target=value) for value in values])
 
 
 @pytest.mark.parametrize("metric", ["spearman", "pearson"])

@@ -83,6 +83,20 @@ def test_accents_of_their_own_belong_to_the_answer(name: str) -> None:
     assert SpanTask().decode(row, documents, [perfect(documents[0])]).label == "e\u0301te\u0301"
 
 
+def test_white_space_is_no_answer() -> None:
+    context = "Ada\n\n\n\t left"
+    tokenizer = train_tokenizer(lambda: [QUESTION, "Ada left"], "bpe", 280, shrink=True)
+    (document,) = SpanTask().encode_many([Example(text=context, other=QUESTION)], tokenizer, 64)[0]
+    scores = np.zeros((len(document.positions), 2))
+    scores[1 + context.index("\n")] = 20.0
+    result = SpanTask().decode(Example(text=context, other=QUESTION), [document], [scores])
+    assert result.label and result.label == result.spans[0].text == context[result.spans[0].start : result.spans[0].end]
+    blank = Example(text="\n\n", other=QUESTION)
+    documents = SpanTask().encode_many([blank], tokenizer, 64)[0]
+    result = SpanTask().decode(blank, documents, [np.zeros((len(documents[0].positions), 2))])
+    assert (result.label, result.spans) == ("", ())
+
+
 def test_a_window_holds_question_and_context_as_the_tokenizer_writes_them() -> None:
     tokenizer = TOKENIZERS["wordpiece"]
     (document,) = encode(SpanTask(), asked(random.Random(1)), max_len=512)

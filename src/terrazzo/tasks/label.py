@@ -22,7 +22,7 @@ from terrazzo.packed import Packed
 from terrazzo.tasks.heads import PooledHead, Pooling
 from terrazzo.tasks.losses import binary_cross_entropy_sum, class_weights, cross_entropy_sum, positive_weights
 from terrazzo.tasks.metrics import RowMetric, SumMetric, accuracy_of, answered, auroc, class_counts, f1_of, mcc_of
-from terrazzo.tasks.task import BadRow, Encoded, Example, Metric, Result, Scores
+from terrazzo.tasks.task import BadRow, Dropout, Encoded, Example, Metric, Result, Scores
 from terrazzo.tasks.texts import encode_rows
 
 LabelMetric = Literal["accuracy", "f1", "f1_binary", "micro_f1", "mcc", "auroc"]
@@ -57,7 +57,7 @@ class LabelTask:
     positive: str | None = None
     pooling: Pooling = "mean"
     hidden: bool = False
-    dropout: float = 0.1
+    dropout: Dropout = 0.1
 
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) < len(self.classes):

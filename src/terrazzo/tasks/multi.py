@@ -23,7 +23,7 @@ from terrazzo.tasks.heads import PooledHead, Pooling
 from terrazzo.tasks.label import class_result, in_order, on, softmax
 from terrazzo.tasks.losses import check_weights, class_weights, cross_entropy_sum
 from terrazzo.tasks.metrics import SumMetric, answered
-from terrazzo.tasks.task import BadRow, Encoded, Example, Metric, Result, Scores
+from terrazzo.tasks.task import BadRow, Dropout, Encoded, Example, Metric, Result, Scores
 from terrazzo.tasks.texts import encode_rows
 
 
@@ -59,7 +59,7 @@ class MultiTask:
     problems: tuple[Problem, ...]
     pooling: Pooling = "mean"
     hidden: bool = False
-    dropout: float = 0.1
+    dropout: Dropout = 0.1
 
     def __post_init__(self) -> None:
         names = [problem.name for problem in self.problems]

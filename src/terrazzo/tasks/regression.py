@@ -21,9 +21,11 @@ from terrazzo.packed import Packed
 from terrazzo.tasks.heads import PooledHead, Pooling
 from terrazzo.tasks.losses import squared_error_sum
 from terrazzo.tasks.metrics import RowMetric, answered, pearson, spearman
-from terrazzo.tasks.task import BadRow, Encoded, Example, Metric, Result, Scores
+from terrazzo.tasks.task import BadRow, Dropout, Encoded, Example, Metric, Result, Scores
 from terrazzo.tasks.texts import encode_rows
 
+#: Beyond it the squares of values that their deviation is made of are infinite.
+_LARGEST = 1e150
 _CORRELATIONS = {"spearman": spearman, "pearson": pearson}
 
 
@@ -45,7 +47,7 @@ class RegressionTask:
     metric: Literal["spearman", "pearson"] = "spearman"
     pooling: Pooling = "mean"
     hidden: bool = False
-    dropout: float = 0.1
+    dropout: Dropout = 0.1
 
     def __post_init__(self) -> None:
         if not self.std > 0:
@@ -59,6 +61,11 @@ class RegressionTask:
             InputError: no row has a value, an answer is none, or all values are equal.
         """
         values = np.array([_value(example) for example in examples if example.target is not None])
+        largest = max(map(abs, values), default=0.0)
+        if largest > _LARGEST:
+            raise InputError(
+                f"a row has the value {largest:g}, beyond what can be learned: give values in larger units"
+            )
         if not len(values) or values.std() == 0:
             held = f"all {len(values)} rows have the value {values[0]:g}" if len(values) else "no row has a value"
             raise InputError(f"{held}: a regression needs rows of different values")
@@ -69,7 +76,7 @@ class RegressionTask:
         self, examples: Sequence[Example], tokenizer: Tokenizer, max_len: int
     ) -> list[list[Encoded] | BadRow]:
         """One document a row; bad rows have no text, a text too many or too few, or an answer that is no number."""
-        return encode_rows(examples, tokenizer, max_len, lambda e: np.array(_value(e), dtype=np.float32), self.pair)
+        return encode_rows(examples, tokenizer, max_len, lambda e: np.array(_value(e), dtype=np.float64), self.pair)
 
     def build_head(self, config: EncoderConfig) -> nn.Module:
         """The head with fresh weights; outputs `(B, 1)`."""
@@ -84,7 +91,7 @@ class RegressionTask:
         assert batch.labels_B is not None, "the batch has no labels"
         if options.class_weights is not None or options.focal_gamma or options.label_smoothing:
             raise InputError("class_weights, focal_gamma and label_smoothing are for classes; a regression has values")
-        total = squared_error_sum(outputs[:, 0], (batch.labels_B.float() - self.mean) / self.std)
+        total = squared_error_sum(outputs[:, 0], ((batch.labels_B.double() - self.mean) / self.std).float())
         return Loss(sum=total, weight=len(batch.lengths))
 
     def split(self, outputs: Tensor, batch: Packed) -> list[np.ndarray]:

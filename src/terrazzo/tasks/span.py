@@ -24,7 +24,7 @@ from terrazzo.tasks.answers import answer_scores
 from terrazzo.tasks.heads import SpanHead
 from terrazzo.tasks.losses import span_cross_entropy_sum
 from terrazzo.tasks.metrics import SumMetric, answered
-from terrazzo.tasks.task import BadRow, Encoded, Example, Metric, Result, Scores, Span
+from terrazzo.tasks.task import BadRow, Dropout, Encoded, Example, Metric, Result, Scores, Span
 from terrazzo.tasks.texts import Frame, frame
 from terrazzo.tasks.windows import Tokens, log_softmax, selected_rows, tokens_of, windows
 
@@ -48,7 +48,7 @@ class SpanTask:
     threshold: float = 0.0
     longest: int = 30
     overlap: int = 128
-    dropout: float = 0.1
+    dropout: Dropout = 0.1
 
     def __post_init__(self) -> None:
         if self.longest < 1:
@@ -122,11 +122,14 @@ class SpanTask:
         """
         log_p = [log_softmax(output, axis=0) for output in outputs]
         nothing = min(float(values[0].sum()) for values in log_p)
-        found = [best_span(values[1:, 0], values[1:, 1], self.longest) for values in log_p]
+        found = [
+            best_span(values[1:, 0] + _no_space(example.text, document.context), values[1:, 1], self.longest)
+            for document, values in zip(documents, log_p, strict=True)
+        ]
         chosen = max(range(len(found)), key=lambda window: found[window][0])
         best, first, last = found[chosen]
         truncated = documents[0].truncated
-        if self.unanswerable and nothing - best > self.threshold:
+        if best == -np.inf or (self.unanswerable and nothing - best > self.threshold):
             return Result(label="", score=float(np.exp(nothing)), spans=(), truncated=truncated)
         places: ContextRead = documents[chosen].context
         start, end = _trimmed(example.text, int(places.starts[first]), int(places.ends[last]))
@@ -232,6 +235,11 @@ def _places(answer: tuple[int, int] | None, start: int, end: int, before: int) -
     if answer is None or answer[0] < start or answer[1] >= end:
         return np.zeros((1, 2), dtype=np.int64)
     return np.array([[answer[0] - start + before, answer[1] - start + before]])
+
+
+def _no_space(text: str, read: ContextRead) -> np.ndarray:
+    """`(K,)`: minus infinity at tokens of white space alone, as byte-level ones may be: no answer begins there; 0."""
+    return np.array([0.0 if text[a:b].strip() else -np.inf for a, b in zip(read.starts, read.ends, strict=True)])
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

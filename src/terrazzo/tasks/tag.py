@@ -33,7 +33,7 @@ from terrazzo.tasks.schemes import (
     may_follow,
     tags_of_chunks,
 )
-from terrazzo.tasks.task import BadRow, Encoded, Example, Metric, Result, Scores, Span
+from terrazzo.tasks.task import BadRow, Dropout, Encoded, Example, Metric, Result, Scores, Span
 from terrazzo.tasks.texts import Frame, frame
 from terrazzo.tasks.windows import Tokens, log_softmax, selected_rows, tokens_of
 from terrazzo.tasks.words import are_joined, likeliest_chunks, tags_given, word_documents, word_log_p, words_of
@@ -63,7 +63,7 @@ class TagTask:
     joined: bool = False
     counts: tuple[int, ...] = ()
     overlap: int = 64
-    dropout: float = 0.1
+    dropout: Dropout = 0.1
 
     def __post_init__(self) -> None:
         if not self.labels or len(set(self.labels)) < len(self.labels):

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
+from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -34,6 +35,9 @@ class Span:
     score: float = 1.0
     text: str = ""
 
+
+#: Share of what is dropped in training.
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 #: What a row says the answer is: a class, several classes, a value, a tag a word, or spans (none of them may be right).
 Target = str | float | tuple[str, ...] | tuple[Span, ...]
