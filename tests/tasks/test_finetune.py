@@ -216,6 +216,7 @@ def test_the_defaults_depend_on_the_model(asked):
         ({"lr": (0.0,)}, "lr must be positive"),
         ({"lora": LoraConfig(), "freeze": "encoder"}, "drop one"),
         ({"seeds": 0}, "seeds must be at least 1"),
+        ({"threads": 0}, "threads must be at least 1"),
     ],
 )
 def test_what_cannot_be_asked_for(fields, message):
@@ -236,6 +237,16 @@ def test_a_loss_that_the_task_does_not_take_is_refused_before_anything_is_made(a
     with pytest.raises(InputError, match="'animals' is not a class: did you mean 'animal'"):
         run(weighted)
     assert not (tmp_path / "out").exists()
+
+
+def test_scoring_rows_of_one_class_score_by_what_has_a_value_there(asked, tmp_path):
+    asked, lone = dataclasses.replace(asked, lr=(1e-2,), seeds=1, epochs=1), [r for r in DEV if r.target == "thing"]
+    result = finetune(asked, train=TRAIN, eval=lone)
+    assert "auroc" not in result.runs[0].metrics and "f1" in result.runs[0].metrics
+    ranked = dataclasses.replace(asked, out=str(tmp_path / "ranked"), options={"metric": "auroc"})
+    with pytest.raises(InputError, match=rf"eval: auroc has no value on these {len(lone)} rows"):
+        finetune(ranked, train=TRAIN, eval=lone)
+    assert not (tmp_path / "ranked").exists()
 
 
 def test_intervals_over_seeds_are_students():

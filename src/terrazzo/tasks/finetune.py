@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -171,7 +172,7 @@ class Tuning:
         line, counters = best_evaluation(folder, self.config.keep_best), latest_checkpoint(folder)
         trained = counters.counters.seconds if counters else seconds
         self.closing = max(0.0, seconds - trained)
-        figures = {name: value for name, value in line.items() if isinstance(value, float)}
+        figures = {name: value for name, value in line.items() if isinstance(value, float) and math.isfinite(value)}
         figures = {name: value for name, value in figures.items() if name not in ("seconds", "score")}
         found = RunScore(
             lr=lr,

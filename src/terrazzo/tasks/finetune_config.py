@@ -79,7 +79,8 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if self.task not in KINDS:
             raise InputError(f"task {self.task!r}: {nearest(self.task, KINDS)}")
-        for name, least in (("seeds", 1), ("batch_size", 1), ("max_len", 8), ("evals_per_epoch", 1), ("seed", 0)):
+        least_values = {"seeds": 1, "batch_size": 1, "max_len": 8, "evals_per_epoch": 1, "threads": 1, "seed": 0}
+        for name, least in least_values.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, got {value}")

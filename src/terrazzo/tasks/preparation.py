@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from terrazzo.tasks.labelled import LabelledRows
 from terrazzo.tasks.model import TaskModel, is_task_folder, load_task_model, model_folder
 from terrazzo.tasks.multi import MultiTask
 from terrazzo.tasks.rows import read_rows
-from terrazzo.tasks.task import BadRow, Example, Task
+from terrazzo.tasks.task import BadRow, Example, Result, Task
 from terrazzo.tasks.training import TaskWorkload
 from terrazzo.tasks.understood import Understanding, understand
 
@@ -62,6 +63,7 @@ def prepare(
     )
     _refuse_hopeless(documents[0], "train")
     _refuse_hopeless(documents[1], "eval")
+    _refuse_undefined(task, dev)
     workload = TaskWorkload(
         task=task,
         tokenizer=tokenizer,
@@ -125,6 +127,13 @@ def _refuse_hopeless(documents: Sequence[Sequence[object] | BadRow], part: str) 
     if len(bad) == len(documents):
         first = f"; the first: {bad[0].where}: {bad[0].message}" if bad else ""
         raise InputError(f"{part}: none of the {len(documents)} rows can be used{first}")
+
+
+def _refuse_undefined(task: Task, dev: Sequence[Example]) -> None:
+    """Refuse scoring rows on which the main metric has no value, whatever a model says of them."""
+    scores = task.score(dev, [Result(error="not asked")] * len(dev))
+    if not math.isfinite(scores.value):
+        raise InputError(f"eval: {scores.main} has no value on these {len(dev)} rows, all of one class; add others")
 
 
 def _max_len(config: FinetuneConfig, encoder: EncoderConfig) -> int:
