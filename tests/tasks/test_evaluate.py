@@ -64,6 +64,12 @@ def test_calibration_error_by_hand():
     assert calibration_error([("a", said("a", 1.0))] * 3) == 0
 
 
+def test_a_bad_row_says_where_it_stands_once():
+    (row,) = rows(["a"])
+    found = evaluation(TASK, [row, *rows(["a"])], [Result(error=f"{row.where}: the text is empty"), said("a")])
+    assert found.bad == (BadRow(where=row.where, message="the text is empty"),)
+
+
 def test_rows_that_cannot_be_judged_are_counted_and_named():
     read = rows(["a", "b", "z", None, "a"])
     results = [said("a"), Result(error="the text is empty"), said("a"), said("a"), said("b", truncated=7)]

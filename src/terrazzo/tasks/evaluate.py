@@ -127,7 +127,11 @@ def evaluation(
     unread = [row for row in rows if isinstance(row, BadRow)]
     if unread and not examples:
         raise InputError(f"{unread[0].where}: {unread[0].message} (none of the {len(unread):,} rows can be used)")
-    refused = [BadRow(where=row.where, message=result.error) for row, result in pairs if result.error is not None]
+    refused = [
+        BadRow(where=row.where, message=result.error.removeprefix(f"{row.where}: "))
+        for row, result in pairs
+        if result.error is not None
+    ]
     without = sum(row.target is None for row in examples)
     examples, said = answered(examples, said)
     interval = bootstrap(task.main_metric(), examples, said, samples, seed)

@@ -71,7 +71,8 @@ def _bert_frame(tokenizer: Tokenizer, pair: bool) -> Frame:
     special = special_ids(tokenizer)
     if not {"cls", "sep"} <= special.keys():
         raise InputError(
-            "the tokenizer puts no special tokens around a text and has no CLS and SEP tokens to put there"
+            "the tokenizer puts no special tokens around a text and has no CLS and SEP tokens to put there: give the "
+            "model the tokenizer.json that it was trained with, or begin from another one"
         )
     end = (special["sep"],)
     return Frame((special["cls"],), end if pair else (), end, (0, 0, 0, 1, 1) if pair else (0, 0, 0, 0, 0))

@@ -85,7 +85,7 @@ def choose_columns(kind: str, columns: Sequence[str], fields: Mapping[str, str],
 def _choose(
     kind: str, columns: tuple[str, ...], given: tuple[tuple[str, str], ...], labelled: bool
 ) -> tuple[tuple[str, str], ...]:
-    chosen = dict(given)
+    chosen = {field: column for field, column in given if labelled or field not in _TARGETS[kind]}
     for field, column in chosen.items():
         if column not in columns:
             raise MissingColumn(f"no column {column!r} for {field!r} (--fields); {_columns(columns)}")
