@@ -112,6 +112,7 @@ def test_mistakes_in_finetune(command, tuned, tmp_path):
         (["--set", "epoch=1"], "unknown key 'epoch': did you mean 'epochs'"),
         (["--train", tmp_path / "none.jsonl"], "none.jsonl"),
         (["--metric", "bleu"], "metric"),
+        (["--set", "options.dropout=1.5"], "dropout: Input should be less than 1 (got 1.5)"),
     ):
         status, _, err = command(*options, "--out", tmp_path / "new", *changed)
         assert status == 2 and message in err and "Traceback" not in err, err
@@ -156,6 +157,8 @@ def test_predict_answers_every_line_and_counts_the_bad_ones(command, model):
 def test_predict_takes_other_columns_and_nothing_at_all(command, model):
     status, out, _ = command("predict", "--model", model, "--fields", "text=tweet", stdin=b'{"tweet": "a bird"}\n')
     assert status == 0 and "label" in json.loads(out)
+    fields = "text=tweet,label=mood"  # as in training
+    assert command("predict", "--model", model, "--fields", fields, stdin=b'{"tweet": "a bird"}\n') == (0, out, "")
     assert command("predict", "--model", model) == (0, "", "")
 
 
@@ -211,6 +214,10 @@ def test_mistakes_of_a_person(command, model, tmp_path):
         (("evaluate", "--suite", "glu", "--data-root", tmp_path, "--model", model), "glu"),
         (("evaluate", "--model", model, "--data", tmp_path / "none.jsonl"), "none.jsonl"),
         (("evaluate", "--model", model, "--data", data, "--fields", "label=mood"), "no column 'mood'"),
+        (("evaluate", "--model", model, "--data", data, "--out", tmp_path), "is a folder; name a file in it"),
+        (("evaluate", "--model", model, "--data", data, "--worst", "-1"), "--worst -1: take 0 or more"),
+        (("predict", "--model", model, "--threads", "0"), "--threads 0: take at least 1"),
+        (("predict", "--model", model, "--device", "meta"), "device='meta': take 'cpu', 'cuda'"),
     ):
         status, _, err = command(*arguments)
         assert status == 2 and message in err and "Traceback" not in err, err

@@ -63,7 +63,9 @@ def load(
     try:
         chosen = torch.device(device or "cpu")
     except RuntimeError:
-        raise InputError(f"device={device!r}: take 'cpu', 'cuda' or 'cuda:1'") from None
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise InputError(f"device={str(device)!r}: take 'cpu', 'cuda' or 'cuda:1'")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={str(device)!r}: PyTorch sees no GPU here; leave it out for the CPU")
     if backend is not None and backend not in BACKENDS:

@@ -62,6 +62,10 @@ def _evaluate_rows(
     from terrazzo.tasks.evaluate import evaluate_model, write_evaluation
     from terrazzo.tasks.rows import read_examples
 
+    if out is not None and out.is_dir():
+        raise InputError(f"--out {out}: is a folder; name a file in it")
+    if worst < 0:
+        raise InputError(f"--worst {worst}: take 0 or more")
     predictor = predictor_of(model, device, threads)
     rows = read_examples(data, predictor.task.kind, fields_of(fields), keep_bad=True)
     result = evaluate_model(predictor, rows, batch_tokens, worst)

@@ -46,6 +46,8 @@ def predictor_of(model: Path, device: str | None, threads: int | None) -> Predic
     import terrazzo
     from terrazzo.tasks.model import HOW_TO_FINETUNE
 
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads {threads}: take at least 1")
     if threads is not None:
         torch.set_num_threads(threads)
     loaded = terrazzo.load(model, device or ("cuda" if torch.cuda.is_available() else None))
