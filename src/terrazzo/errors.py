@@ -17,3 +17,15 @@ class RunError(RuntimeError):
     The message says what happened at which step, and which checkpoint to continue from. The command line prints it
     without a traceback and exits with status 3.
     """
+
+
+class DivergedError(RunError):
+    """A run whose loss or weights are no longer finite, or whose loss has risen for good.
+
+    Args:
+        what: the step and what was found there; advice: what else to know, and the mend.
+    """
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(f"{what}. {advice}")
+        self.what = what

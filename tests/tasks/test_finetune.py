@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
+import re
 import shutil
 import signal
 
 import pytest
 import torch
+from rich.console import Console
 
 from terrazzo import load
 from terrazzo.checkpoint import save_model
-from terrazzo.errors import InputError
+from terrazzo.cli.tables import show_finetune
+from terrazzo.errors import DivergedError, InputError
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.objectives import SupervisedConfig
 from terrazzo.tasks import Example
 from terrazzo.tasks import finetune as module
 from terrazzo.tasks.finetune import finetune
 from terrazzo.tasks.finetune_config import FinetuneConfig, default_lr, run_config
+from terrazzo.tasks.finetune_record import FailedRun, RunScore, result_of
 from terrazzo.tasks.lora import LoraConfig
 from terrazzo.tasks.model import load_task_model
 from terrazzo.tasks.preparation import hold_out
+from terrazzo.tasks.report import write_finetune_report
 from terrazzo.tasks.seeds import spread_of
 from terrazzo.testing import TINY_MODEL, tiny_texts
 from terrazzo.train import Budget
@@ -120,6 +126,35 @@ def counted(train, begun):
         return train(config, **more)
 
     return wrapped
+
+
+def test_a_run_that_diverges_counts_as_failed_and_the_others_go_on(asked, tmp_path, monkeypatch):
+    asked = dataclasses.replace(asked, lr=(1e39, 1e-2), seeds=1, epochs=1)
+    result, heard = run(asked)
+    assert [(outcome.lr, isinstance(outcome, FailedRun)) for outcome in heard] == [(1e39, True), (1e-2, False)]
+    assert result.lr == 1e-2 and list(result.rates) == [1e-2] and result.failed == (heard[0],)
+    (failed,) = json.loads((tmp_path / "out" / "result.json").read_text())["failed"]
+    assert failed["lr"] == 1e39 and failed["error"].startswith("step ")
+    console = Console(width=160, record=True, file=io.StringIO())
+    show_finetune(result, console)
+    shown, page = console.export_text(), write_finetune_report(tmp_path / "out").read_text()
+    assert re.search(r"^1e\+39 +– +– +– +failed", shown, re.M) and failed["error"] in shown and failed["error"] in page
+
+    begun = []
+    monkeypatch.setattr(module, "train_run", counted(module.train_run, begun))
+    with pytest.raises(DivergedError, match=r"every run diverged; the first, at .* 1e\+39 with seed 0.*--lr"):
+        run(dataclasses.replace(asked, lr=(1e39,)))
+    assert begun == []
+
+
+def test_a_rate_that_failed_once_is_not_chosen_for_its_other_seeds(asked):
+    def score(lr, value):
+        return RunScore(lr=lr, seed=0, metric="accuracy", score=value, metrics={}, step=1, seconds=1.0)
+
+    failed = FailedRun(lr=1e-2, seed=1, error="step 3: the loss is nan", seconds=1.0)
+    runs = [score(1e-2, 0.9), score(1e-3, 0.8)]
+    assert result_of(asked, runs, [failed], 3.0).lr == 1e-3
+    assert result_of(asked, runs, [failed, dataclasses.replace(failed, lr=1e-3)], 3.0).lr == 1e-2
 
 
 def test_a_model_whose_weights_are_gone_is_trained_again(asked, tmp_path):

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from terrazzo.tasks.evaluate import Confusion, Evaluation, headline
-from terrazzo.tasks.finetune_record import FinetuneResult, RunScore
+from terrazzo.tasks.finetune_record import FailedRun, FinetuneResult, RunOutcome
 from terrazzo.train.units import duration, plural
 
 _PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold", "title_justify": "left"}
@@ -107,9 +107,10 @@ def _mistakes(result: Evaluation) -> Table:
     return table
 
 
-def run_line(run: RunScore) -> str:
+def run_line(run: RunOutcome) -> str:
     """What one run of a fine-tuning came to."""
-    return f"learning rate {run.lr:g}, seed {run.seed}: {run.metric} {_figure(run.score)} in {duration(run.seconds)}"
+    came_to = f"failed at {run.error}" if isinstance(run, FailedRun) else f"{run.metric} {_figure(run.score)}"
+    return f"learning rate {run.lr:g}, seed {run.seed}: {came_to} in {duration(run.seconds)}"
 
 
 def show_finetune(result: FinetuneResult, console: Console | None = None) -> None:
@@ -118,7 +119,7 @@ def show_finetune(result: FinetuneResult, console: Console | None = None) -> Non
     for name in (result.metric, "± deviation", "95 % interval", "of each seed"):
         table.add_column(name, justify="right")
     for lr, spread in result.rates.items():
-        scores = " ".join(_figure(run.score) for run in result.runs if run.lr == lr)
+        scores = " ".join([_figure(run.score) for run in result.runs if run.lr == lr] + _failed(result, lr))
         table.add_row(
             f"{lr:g}{'  chosen' if lr == result.lr and len(result.rates) > 1 else ''}",
             _figure(spread.mean),
@@ -126,9 +127,17 @@ def show_finetune(result: FinetuneResult, console: Console | None = None) -> Non
             "–" if spread.low is None or spread.high is None else f"{_figure(spread.low)} to {_figure(spread.high)}",
             scores,
         )
+    for lr in dict.fromkeys(run.lr for run in result.failed if run.lr not in result.rates):
+        table.add_row(f"{lr:g}", "–", "–", "–", " ".join(_failed(result, lr)))
     console = console or Console()
     console.print(table)
+    for run in result.failed:
+        console.print(run_line(run), style="yellow", markup=False, highlight=False)
     console.print(
         f"the model is that of seed {result.seed} at {result.lr:g} ({result.metric} {_figure(result.score)}); "
         f"{plural(len(result.runs), 'run')} in {duration(result.seconds)}"
     )
+
+
+def _failed(result: FinetuneResult, lr: float) -> list[str]:
+    return ["failed" for run in result.failed if run.lr == lr]

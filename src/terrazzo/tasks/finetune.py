@@ -9,9 +9,12 @@ from pathlib import Path
 
 import torch
 
+from terrazzo.errors import DivergedError
 from terrazzo.tasks.finetune_config import FinetuneConfig, default_lr, run_config, steps_of
 from terrazzo.tasks.finetune_record import (
+    FailedRun,
     FinetuneResult,
+    RunOutcome,
     RunScore,
     begin_folder,
     begun_budget,
@@ -19,10 +22,10 @@ from terrazzo.tasks.finetune_record import (
     chosen_before,
     keep_model,
     prune,
-    read_score,
+    read_outcome,
     result_of,
     run_folder,
-    write_score,
+    write_outcome,
 )
 from terrazzo.tasks.preparation import Prepared, prepare
 from terrazzo.tasks.task import Example
@@ -35,6 +38,8 @@ from terrazzo.train.hooks import Hook
 from terrazzo.train.metrics import MetricsLog
 from terrazzo.train.state import latest_checkpoint
 
+#: Files of a run that stay when its weights go.
+LOGS = ("run.json", "metrics.jsonl", "result.json")
 Hooks = Callable[[RunConfig], Callable[[Path], Sequence[Hook]]]
 
 
@@ -45,26 +50,28 @@ def finetune(
     eval: Sequence[Example] | None = None,
     hooks: Hooks | None = None,
     on_understood: Callable[[Understanding], None] | None = None,
-    on_run: Callable[[RunScore], None] | None = None,
+    on_run: Callable[[RunOutcome], None] | None = None,
 ) -> FinetuneResult | None:
     """Fine-tune a model on labelled rows and write OUT/model and OUT/result.json.
 
     The same call goes on where an earlier one stopped: finished runs are not repeated, an interrupted one resumes, and
     more seeds or learning rates add runs. A budget in seconds is for all runs together; each gets an equal share of
-    what is left when it begins, the time to write its model taken off.
+    what is left when it begins, the time to write its model taken off. A run that diverges counts as failed and the
+    others go on.
 
     Args:
         train, eval: rows instead of the files that the config names.
         hooks: makes a run's listeners, as `terrazzo.train.default_hooks` does; None writes metrics.jsonl alone.
         on_understood: is told what was understood of the rows, before anything is trained.
-        on_run: is told each run's score as it ends.
+        on_run: is told what each run came to as it ends.
 
     Returns:
         None after SIGTERM or Ctrl-C; the same call then goes on.
 
     Raises:
         InputError: rows, model or folder that cannot be used; nothing has been trained then.
-        RunError: a run cannot go on; the message says why.
+        DivergedError: every run did.
+        RunError: a run cannot go on for another reason: a full disk, a lost rank.
     """
     begin = time.perf_counter()
     if config.threads is not None:
@@ -77,11 +84,11 @@ def finetune(
         tuning.check()
         begin_folder(config, prepared.workload, prepared.understanding, ranks)
         for lr, seed in tuning.runs:
-            score = tuning.score(lr, seed)
-            if score is None:
+            outcome = tuning.run(lr, seed)
+            if outcome is None:
                 return None
             if on_run is not None and ranks.is_main:
-                on_run(score)
+                on_run(outcome)
         return tuning.finish()
 
 
@@ -104,6 +111,7 @@ class Tuning:
         self.rates = config.lr or (default_lr(prepared.encoder, config),)
         self.runs = [(lr, seed) for lr in self.rates for seed in range(config.seed, config.seed + config.seeds)]
         self.scores: dict[tuple[float, int], RunScore] = {}
+        self.failed: dict[tuple[float, int], FailedRun] = {}
         self.seconds, self.closing = seconds, 0.0
 
     def check(self) -> None:
@@ -117,26 +125,29 @@ class Tuning:
         first = run_config(self.config, len(self.workload.train.flat), lr, seed, self.config.out, budget)
         self.workload.check(first, self.ranks, compute_dtype(self.config.precision, self.ranks.device))
 
-    def score(self, lr: float, seed: int) -> RunScore | None:
+    def run(self, lr: float, seed: int) -> RunOutcome | None:
         """Train a run to its end, unless an earlier call did; None if a signal ended it before."""
         folder = run_folder(self.config, lr, seed)
-        found = read_score(folder)
-        if found is None:
-            begin, checkpoint = time.perf_counter(), latest_checkpoint(folder)
-            chosen = self._run_config(folder, lr, seed)
-            resume = (folder / "run.json").is_file()
-            if train_run(chosen, workload=self.workload, resume=resume, hooks=self.hooks(chosen)) is None:
-                return None
-            before = checkpoint.counters.seconds if checkpoint else 0.0
-            found = self._finished(folder, lr, seed, before + time.perf_counter() - begin)
-        self.scores[lr, seed] = found
-        self.seconds += found.seconds
+        outcome = read_outcome(folder) or self._train(folder, lr, seed)
+        if outcome is None:
+            return None
+        if isinstance(outcome, FailedRun):
+            self.failed[lr, seed] = outcome
+        else:
+            self.scores[lr, seed] = outcome
+        self.seconds += outcome.seconds
         self._prune(lr)
-        return found
+        return outcome
 
     def finish(self) -> FinetuneResult | None:
-        """Choose the learning rate, leave its best seed's model, and write what came out."""
-        result = result_of(self.config, list(self.scores.values()), self.seconds)
+        """Choose the learning rate, leave its best seed's model, and write what came out.
+
+        Raises:
+            DivergedError: no run has a score.
+        """
+        if not self.scores:
+            raise self._all_failed()
+        result = result_of(self.config, list(self.scores.values()), list(self.failed.values()), self.seconds)
         lr, seed = result.lr, result.seed
         folder = run_folder(self.config, lr, seed)
         if chosen_before(self.config) != (lr, seed) and not (folder / "model").is_dir():
@@ -145,15 +156,42 @@ class Tuning:
                 (folder / "result.json").unlink()
                 prune(folder, keep=())
             self.ranks.barrier()
-            if self.score(lr, seed) is None:
+            again = self.run(lr, seed)
+            if again is None:
                 return None
+            if isinstance(again, FailedRun):
+                raise DivergedError(again.error, f"{folder} ended without this once: choose another --out")
         if self.ranks.is_main:
             keep_model(self.config, result, folder)
         self.ranks.barrier()
         if not self.config.keep_runs and self.ranks.is_main:
             for rate, number in self.runs:
-                prune(run_folder(self.config, rate, number), keep=("run.json", "metrics.jsonl", "result.json"))
+                prune(run_folder(self.config, rate, number), keep=LOGS)
         return result
+
+    def _train(self, folder: Path, lr: float, seed: int) -> RunOutcome | None:
+        begin, checkpoint = time.perf_counter(), latest_checkpoint(folder)
+        before = checkpoint.counters.seconds if checkpoint else 0.0
+        chosen = self._run_config(folder, lr, seed)
+        resume = (folder / "run.json").is_file()
+        outcome: RunOutcome
+        try:
+            if train_run(chosen, workload=self.workload, resume=resume, hooks=self.hooks(chosen)) is None:
+                return None
+            outcome = self._score(folder, lr, seed, before + time.perf_counter() - begin)
+        except DivergedError as error:
+            outcome = FailedRun(lr=lr, seed=seed, error=error.what, seconds=before + time.perf_counter() - begin)
+        if self.ranks.is_main:
+            write_outcome(folder, outcome)
+        self.ranks.barrier()
+        return outcome
+
+    def _all_failed(self) -> DivergedError:
+        first = next(iter(self.failed.values()))
+        return DivergedError(
+            f"every run diverged; the first, at learning rate {first.lr:g} with seed {first.seed}, at {first.error}",
+            "Lower the rates (--lr), or lengthen the warm-up in another --out (--set warmup=0.2)",
+        )
 
     def _run_config(self, folder: Path, lr: float, seed: int) -> RunConfig:
         documents = len(self.workload.train.flat)
@@ -164,17 +202,17 @@ class Tuning:
 
     def _share(self, seconds: float) -> float:
         """Seconds of training for the next run, the same on every rank; at least one."""
-        left = (seconds - self.seconds) / (len(self.runs) - len(self.scores)) - self.closing
+        left = (seconds - self.seconds) / (len(self.runs) - len(self.scores) - len(self.failed)) - self.closing
         (agreed,) = self.ranks.sum(left if self.ranks.is_main else 0.0)
         return round(max(1.0, agreed), 3)
 
-    def _finished(self, folder: Path, lr: float, seed: int, seconds: float) -> RunScore:
+    def _score(self, folder: Path, lr: float, seed: int, seconds: float) -> RunScore:
         line, counters = best_evaluation(folder, self.config.keep_best), latest_checkpoint(folder)
         trained = counters.counters.seconds if counters else seconds
         self.closing = max(0.0, seconds - trained)
         figures = {name: value for name, value in line.items() if isinstance(value, float) and math.isfinite(value)}
         figures = {name: value for name, value in figures.items() if name not in ("seconds", "score")}
-        found = RunScore(
+        return RunScore(
             lr=lr,
             seed=seed,
             metric=line["metric"],
@@ -183,20 +221,16 @@ class Tuning:
             step=line["step"],
             seconds=seconds,
         )
-        if self.ranks.is_main:
-            write_score(folder, found)
-        self.ranks.barrier()
-        return found
 
     def _prune(self, lr: float) -> None:
         """Leave the weights of the best seed so far alone, so that a grid needs little disk."""
         if self.config.keep_runs or not self.ranks.is_main:
             return
-        best = max((score for (rate, _), score in self.scores.items() if rate == lr), key=lambda score: score.score)
-        for rate, seed in self.scores:
+        scores = {seed: score.score for (rate, seed), score in self.scores.items() if rate == lr}
+        best = max(scores, key=lambda seed: scores[seed], default=None)
+        for rate, seed in (*self.scores, *self.failed):
             if rate == lr:
-                left = ("run.json", "metrics.jsonl", "result.json", *(("model",) if seed == best.seed else ()))
-                prune(run_folder(self.config, lr, seed), keep=left)
+                prune(run_folder(self.config, lr, seed), keep=(*LOGS, *(("model",) if seed == best else ())))
 
 
 def log_metrics(run: Path) -> list[MetricsLog]:

@@ -48,6 +48,24 @@ class RunScore:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FailedRun:
+    """A learning rate and seed whose run diverged.
+
+    Args:
+        error: the step and what was found there.
+        seconds: until then.
+    """
+
+    lr: float
+    seed: int
+    error: str
+    seconds: float
+
+
+RunOutcome = RunScore | FailedRun
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneResult:
     """What a fine-tuning came to.
 
@@ -56,8 +74,8 @@ class FinetuneResult:
         metric: name of the main metric.
         lr, seed, score: of that model.
         over_seeds: mean, deviation and interval of the chosen rate's scores.
-        rates: the same of every rate.
-        runs: every run.
+        rates: the same of every rate at which a run ended.
+        runs: those that ended; failed: those that diverged.
         seconds: of all runs, and of reading the rows.
     """
 
@@ -70,6 +88,7 @@ class FinetuneResult:
     rates: Mapping[float, Spread]
     runs: tuple[RunScore, ...]
     seconds: float
+    failed: tuple[FailedRun, ...] = ()
 
 
 def run_folder(config: FinetuneConfig, lr: float, seed: int) -> Path:
@@ -122,15 +141,20 @@ def _check_same(out: Path, record: Mapping[str, Any]) -> None:
         raise InputError(f"{out} was begun with {what}: choose another --out")
 
 
-def read_score(folder: Path) -> RunScore | None:
+def read_outcome(folder: Path) -> RunOutcome | None:
     """What a run came to, None while it has not ended."""
     file = folder / RESULT
-    return from_dict(RunScore, _read(file), str(file)) if file.is_file() else None
+    if not file.is_file():
+        return None
+    values = _read(file)
+    if "error" in values:
+        return from_dict(FailedRun, values, str(file))
+    return from_dict(RunScore, values, str(file))
 
 
-def write_score(folder: Path, score: RunScore) -> None:
+def write_outcome(folder: Path, outcome: RunOutcome) -> None:
     """Mark a run as ended."""
-    write_json_atomic(folder / RESULT, dataclasses.asdict(score))
+    write_json_atomic(folder / RESULT, dataclasses.asdict(outcome))
 
 
 def best_evaluation(folder: Path, keep_best: bool) -> Mapping[str, Any]:
@@ -147,13 +171,19 @@ def begun_budget(folder: Path) -> Budget | None:
     return from_dict(Budget, stage["budget"], str(folder / "run.json"))
 
 
-def result_of(config: FinetuneConfig, runs: Sequence[RunScore], seconds: float) -> FinetuneResult:
-    """The learning rate with the best mean, and the best of its seeds."""
+def result_of(
+    config: FinetuneConfig, runs: Sequence[RunScore], failed: Sequence[FailedRun], seconds: float
+) -> FinetuneResult:
+    """The learning rate with the best mean, and the best of its seeds.
+
+    A rate at which a run failed is taken only where one failed at every rate: the mean of the others flatters it.
+    """
     by_rate: dict[float, list[RunScore]] = {}
     for run in runs:
         by_rate.setdefault(run.lr, []).append(run)
     rates = {lr: spread_of([run.score for run in own]) for lr, own in by_rate.items()}
-    lr = max(rates, key=lambda rate: rates[rate].mean)
+    unstable = {run.lr for run in failed}
+    lr = max(rates, key=lambda rate: (rate not in unstable, rates[rate].mean))
     best = max(by_rate[lr], key=lambda run: run.score)
     return FinetuneResult(
         model=Path(config.out) / "model",
@@ -165,6 +195,7 @@ def result_of(config: FinetuneConfig, runs: Sequence[RunScore], seconds: float) 
         rates=rates,
         runs=tuple(runs),
         seconds=seconds,
+        failed=tuple(failed),
     )
 
 
@@ -196,6 +227,7 @@ def keep_model(config: FinetuneConfig, result: FinetuneResult, folder: Path) -> 
         **dataclasses.asdict(result.over_seeds),
         "rates": [{"lr": lr, **dataclasses.asdict(spread)} for lr, spread in result.rates.items()],
         "runs": [dataclasses.asdict(run) for run in result.runs],
+        "failed": [dataclasses.asdict(run) for run in result.failed],
         "seconds": result.seconds,
         "note": note,
         "provenance": provenance(),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from terrazzo.data import Corpus, Loader
 from terrazzo.data.keyed import derive
-from terrazzo.errors import RunError
+from terrazzo.errors import DivergedError
 from terrazzo.packed import Packed
 from terrazzo.train.check import stage_schedules
 from terrazzo.train.distributed import Ranks, StepModule, gradient_sync, joined, wrap
@@ -95,7 +95,8 @@ def train(
 
     Raises:
         InputError: the config, the data or the run folder cannot be used; nothing has been written then.
-        RunError: the run cannot go on; the message names the step and the last good checkpoint.
+        DivergedError: the message names the step and the last good checkpoint.
+        RunError: the run cannot go on for another reason: a full disk, a lost rank.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -328,14 +329,15 @@ class StageRun:
             raise self._broken(what, counters.step)
         counters.smoothed_loss, counters.lowest_loss = smoothed, lowest
 
-    def _broken(self, what: str, step: int) -> RunError:
+    def _broken(self, what: str, step: int) -> DivergedError:
         documents = self.work.sources(step)
         shown = ", ".join(documents[:20]) + (", ..." if len(documents) > 20 else "")
         number = self.counters.total_steps - self.counters.step + step + 1
-        return RunError(
-            f"step {number}: {what}. Training documents of this step: {shown} ({len(documents)} in all). "
+        return DivergedError(
+            f"step {number}: {what}",
+            f"Training documents of this step: {shown} ({len(documents)} in all). "
             f"Last good checkpoint: {self.session.last_checkpoint or 'none yet'}. Lower optimizer.lr, or lengthen the "
-            "warm-up (schedules.lr.warmup)"
+            "warm-up (schedules.lr.warmup)",
         )
 
     def _evaluation_due(self) -> bool:

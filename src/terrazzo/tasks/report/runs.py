@@ -22,6 +22,9 @@ def grid(record: FinetuneRecord) -> Html:
         return section("Learning rates and seeds", nothing("No result yet: it is written when every run has ended."))
     head = ["learning rate", f"mean {result['metric']}", "± deviation", "95 % interval", "of each seed"]
     body = [_rate(rate, result) for rate in result["rates"]]
+    ended = {rate["lr"] for rate in result["rates"]}
+    nowhere = dict.fromkeys(run["lr"] for run in result["failed"] if run["lr"] not in ended)
+    body += [_rate({"lr": lr, "mean": None, "std": None, "low": None}, result) for lr in nowhere]
     top = tag("thead", tag("tr", *(tag("th", name, class_="n" if 0 < i < 4 else None) for i, name in enumerate(head))))
     note = (
         f"The model is that of seed {result['seed']} at {result['lr']:g}, the best of the chosen rate. {result['note']}"
@@ -29,17 +32,23 @@ def grid(record: FinetuneRecord) -> Html:
     return section(
         "Learning rates and seeds",
         tag("div", tag("table", top, tag("tbody", *body)), class_="scroll"),
+        *(tag("p", _failure(run), class_="bad") for run in result["failed"]),
         tag("p", note, class_="note"),
     )
 
 
+def _failure(run: Mapping[str, Any]) -> str:
+    return f"Failed: learning rate {run['lr']:g}, seed {run['seed']}, at {run['error']}."
+
+
 def _rate(rate: Mapping[str, Any], result: Mapping[str, Any]) -> Html:
-    scores = [run for run in result["runs"] if run["lr"] == rate["lr"]]
-    seeds = tag("span", *(tag("span", f"{run['score']:.4f}") for run in scores), class_="seeds")
+    scores = [f"{run['score']:.4f}" for run in result["runs"] if run["lr"] == rate["lr"]]
+    failed = ["failed" for run in result["failed"] if run["lr"] == rate["lr"]]
+    seeds = tag("span", *(tag("span", cell) for cell in scores + failed), class_="seeds")
     interval = "–" if rate["low"] is None else f"{rate['low']:.4f} to {rate['high']:.4f}"
     cells: list[Html | str] = [
-        f"{rate['mean']:.4f}",
-        "one seed" if rate["std"] is None else f"{rate['std']:.4f}",
+        "–" if rate["mean"] is None else f"{rate['mean']:.4f}",
+        "–" if rate["mean"] is None else "one seed" if rate["std"] is None else f"{rate['std']:.4f}",
         interval,
     ]
     chosen = rate["lr"] == result["lr"] and len(result["rates"]) > 1
