@@ -19,7 +19,6 @@ from terrazzo.tasks.suites.result import (
     SeedRun,
     SuiteResult,
     TaskOutcome,
-    interval_over_seeds,
 )
 from terrazzo.tasks.suites.sources import draw_rows, local_file, missing_files, split_rows, task_rows
 from terrazzo.testing import TINY_MODEL, tiny_corpus
@@ -107,13 +106,6 @@ def test_members_of_an_archive_are_files_too(tmp_path):
     assert [row.target for row in found.train] == [("B-LOC", "I-LOC"), ("O",)]
     with pytest.raises(InputError, match="no such file in the archive"):
         local_file(tmp_path, "nltk_corpora/conll2002.zip/conll2002/none", tmp_path / "cache")
-
-
-def test_the_interval_over_seeds_is_students():
-    mean, spread, low, high = interval_over_seeds([0.70, 0.74, 0.72])
-    assert (mean, spread) == (pytest.approx(0.72), pytest.approx(0.02))
-    assert (low, high) == (pytest.approx(0.72 - 4.303 * 0.02 / 3**0.5), pytest.approx(0.72 + 4.303 * 0.02 / 3**0.5))
-    assert interval_over_seeds([0.5]) == (0.5, 0.0, None, None)
 
 
 def result():
@@ -270,12 +262,14 @@ def test_the_rate_is_chosen_on_rows_held_out_of_training(mine, monkeypatch):
         mine / "out",
         tasks=["first"],
         seeds=[0],
-        learning_rates=[1e-9, 5e-3],
+        learning_rates=[1e39, 1e-9, 5e-3],
         threads=1,
     )
-    assert found.tasks[0].choice["0.005"] > found.tasks[0].choice["1e-09"] and found.tasks[0].runs[0].lr == 5e-3
-    assert len(seen) == 3 and not seen[0][0] & seen[0][1] and seen[0] == seen[1]
-    assert len(seen[2][0]) == 40 == len(seen[2][1])
+    (task,) = found.tasks
+    assert task.choice["0.005"] > task.choice["1e-09"] and task.runs[0].lr == 5e-3
+    assert set(task.choice) == {"0.005", "1e-09"} and task.note == "training diverged at 1e+39"
+    assert len(seen) == 4 and not seen[0][0] & seen[0][1] and seen[0] == seen[1] == seen[2]
+    assert len(seen[3][0]) == 40 == len(seen[3][1])
 
 
 def test_a_suite_without_any_file_or_head_says_so(mine):

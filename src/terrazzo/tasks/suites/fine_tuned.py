@@ -11,13 +11,14 @@ from statistics import fmean
 from typing import Any
 
 from terrazzo.checkpoint import load_config
-from terrazzo.errors import InputError
+from terrazzo.errors import DivergedError, InputError
 from terrazzo.tasks.finetune import finetune
 from terrazzo.tasks.finetune_config import FinetuneConfig, default_lr
 from terrazzo.tasks.model import load_task_model
 from terrazzo.tasks.predict import Predictor
+from terrazzo.tasks.seeds import spread_of
 from terrazzo.tasks.suites.manifest import Procedure, SuiteTask
-from terrazzo.tasks.suites.result import SeedRun, TaskOutcome, interval_over_seeds
+from terrazzo.tasks.suites.result import SeedRun, TaskOutcome
 from terrazzo.tasks.suites.sources import CHOICE_SHARE, TaskRows, split_rows, task_rows
 from terrazzo.tasks.suites.zero_shot import outcome_of
 from terrazzo.tasks.task import Example
@@ -44,10 +45,11 @@ def run_fine_tuned(
 
     Raises:
         InputError: rows or a model that cannot be used.
+        DivergedError: every learning rate diverged, or the chosen one with some seed.
     """
     rows = task_rows(task, procedure, data_root, out)
     tuning = _Tuning(task, procedure, model, out, dict(machine))
-    choice = tuning.choose(rows)
+    choice, diverged = tuning.choose(rows)
     lr = max(choice, key=lambda rate: choice[rate]) if choice else tuning.only_rate()
     runs = [tuning.run(rows, lr, seed) for seed in procedure.seeds]
     if keep_model:
@@ -55,16 +57,16 @@ def run_fine_tuned(
         tuning.folder(lr, procedure.seeds[0]).joinpath("model").rename(out / "model")
     for seed in procedure.seeds:
         shutil.rmtree(tuning.folder(lr, seed), ignore_errors=True)
-    mean, spread, low, high = interval_over_seeds([run.score for run in runs])
+    seeds = spread_of([run.score for run in runs])
     counts = {"train": len(rows.train), **{part: len(judged) for part, judged in rows.evaluate.items()}}
     return replace(
-        outcome_of(task, procedure, mean, counts),
-        spread=spread,
-        low=low,
-        high=high,
+        outcome_of(task, procedure, seeds.mean, counts),
+        spread=seeds.std or 0.0,
+        low=seeds.low,
+        high=seeds.high,
         runs=tuple(runs),
         choice={f"{rate:g}": score for rate, score in choice.items()},
-        note="; ".join(filter(None, (task.note, rows.note))),
+        note="; ".join(filter(None, (task.note, rows.note, diverged))),
     )
 
 
@@ -81,17 +83,28 @@ class _Tuning:
     def folder(self, lr: float, seed: int, name: str = "") -> Path:
         return self.out / f"{name}lr-{lr:g}-seed-{seed}"
 
-    def choose(self, rows: TaskRows) -> dict[float, float]:
-        """Score of each of several learning rates, by the first seed, on a part of the training rows."""
+    def choose(self, rows: TaskRows) -> tuple[dict[float, float], str]:
+        """Score of each of several learning rates, by the first seed, on a part of the training rows; which diverged.
+
+        Raises:
+            DivergedError: all did.
+        """
         if len(self.procedure.lr) < 2:
-            return {}
+            return {}, ""
         train, judged = split_rows(rows.train, CHOICE_SHARE, "choice")
         apart = TaskRows(train=train, evaluate={"held out": judged})
         seed = self.procedure.seeds[0]
-        scores = {lr: self.run(apart, lr, seed, "choice-").score for lr in self.procedure.lr}
-        for lr in scores:
+        scores, diverged = {}, {}
+        for lr in self.procedure.lr:
+            try:
+                scores[lr] = self.run(apart, lr, seed, "choice-").score
+            except DivergedError as error:
+                diverged[lr] = error
+        if not scores:
+            raise next(iter(diverged.values()))
+        for lr in self.procedure.lr:
             shutil.rmtree(self.folder(lr, seed, "choice-"))
-        return scores
+        return scores, f"training diverged at {', '.join(f'{lr:g}' for lr in diverged)}" if diverged else ""
 
     def only_rate(self) -> float:
         """The rate where no grid is given: the procedure's, or what suits the model's width."""

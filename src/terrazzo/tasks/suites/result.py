@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from terrazzo.config import to_dict
@@ -14,8 +14,6 @@ from terrazzo.tasks.suites.manifest import Procedure, Published
 if TYPE_CHECKING:
     from rich.table import Table
 
-#: 97.5 % points of Student's t by degrees of freedom; beyond the last, the normal's.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 _MISSING, _NONE = "not run: files missing", "none"
 
 
@@ -41,7 +39,8 @@ class TaskOutcome:
         score: mean over seeds; spread: their standard deviation, 0 for one.
         low, high: 95 % interval, over seeds (Student's t) or, without training, over rows; None for one seed.
         runs: each seed's; groups: scores of parts where the task has such (the phenomena of minimal pairs).
-        choice: mean score of each learning rate that was tried on held-out training rows; empty where one was given.
+        choice: score of each learning rate that was tried on held-out training rows and did not diverge; empty where
+            one was given.
         rows: numbers of rows, "train" and each judged part.
         started_from: the task whose model was fine-tuned further, "" for the model itself.
         note: how the rows differ from the task's own split, or another warning.
@@ -178,17 +177,6 @@ class SuiteResult:
 
 
 HEADER = ("task", "metric", "ours", "rows trained on", "published elsewhere")
-
-
-def interval_over_seeds(scores: Sequence[float]) -> tuple[float, float, float | None, float | None]:
-    """Mean, standard deviation and 95 % interval (Student's t) of seeds' scores; no interval for one."""
-    mean = fmean(scores)
-    if len(scores) < 2:
-        return mean, 0.0, None, None
-    spread = stdev(scores)
-    t = _T[len(scores) - 2] if len(scores) - 2 < len(_T) else 1.96
-    half = t * spread / math.sqrt(len(scores))
-    return mean, spread, mean - half, mean + half
 
 
 def percent(value: float) -> str:
