@@ -20,8 +20,8 @@ TWEETS = ("emoji", "accounts")
 DOWNSTREAM = Trial(
     suite="spanish",
     procedures={
-        "emoji": {"lr": [1e-3], "train_rows": 4000, "eval_rows": 2000, "epochs": 3},
-        "accounts": {"lr": [1e-3], "train_rows": 2000, "eval_rows": 2000, "epochs": 3, "max_len": 64},
+        "emoji": {"lr": [1e-3], "train_rows": 12_000, "eval_rows": 3000, "epochs": 1},
+        "accounts": {"lr": [1e-3], "train_rows": 3000, "eval_rows": 2000, "epochs": 2, "max_len": 64},
         "conll02": {"lr": [1e-3], "train_rows": 2000, "eval_rows": 1500, "epochs": 6, "batch_size": 16},
     },
 )

@@ -12,7 +12,7 @@ from recipes.suites import Encoders, Outcomes, Trial, described, gain, scores, t
 DOWNSTREAM = Trial(
     suite="german",
     procedures={
-        "germeval14": {"lr": [2e-3], "train_rows": 2200, "eval_rows": 2000, "epochs": 6, "batch_size": 16},
+        "germeval14": {"lr": [1e-3], "train_rows": 2200, "eval_rows": 2000, "epochs": 6, "batch_size": 16},
         "germeval18-coarse": {"lr": [1e-3], "train_rows": 2000, "eval_rows": 2000, "epochs": 3},
         "10kgnad": {"lr": [1e-3], "epochs": 8, "max_len": 64},
     },
