@@ -166,12 +166,16 @@ def metrics(ours: Curve, bert: Curve) -> dict[str, float]:
     """What the claims ask of a pair of curves whose points lie at equal times; quality in points of a hundred."""
     last, theirs = ours.points[-1], bert.points[-1]
     pairs = list(zip(ours.points, bert.points, strict=True))
+    rise = theirs.quality - bert.points[0].quality
+    # where BERT's own curve does not rise beyond its seeds' spread, there is no quality that took it all of its time
+    speed = theirs.seconds / seconds_at(ours.points, theirs.quality) if rise > theirs.spread else float("nan")
     return {
         "downstream_quality": 100 * last.quality,
         "downstream_bert_quality": 100 * theirs.quality,
         "downstream_gain": 100 * (last.quality - theirs.quality),
         "downstream_spread": 100 * (last.spread**2 + theirs.spread**2) ** 0.5,
-        "downstream_speed": theirs.seconds / seconds_at(ours.points, theirs.quality),
+        "downstream_bert_rise": 100 * rise,
+        "downstream_speed": speed,
         "downstream_ahead": sum(a.quality > b.quality for a, b in pairs) / len(pairs),
     }
 
