@@ -82,9 +82,8 @@ def test_methods_learn_repeat_and_resume_to_the_bit(tmp_path, optimizer, stage):
 def test_schedules_set_what_they_name_at_every_step(corpus, tmp_path):
     lr, rate = Schedule(kind="wsd", warmup=0.2, decay=0.5, final=0.1), Ramp(start=0.1, end=0.8)
     schedules = {"lr": lr, "objective.rate": rate, "optimizer.weight_decay": Ramp(start=0.0, end=0.0)}
-    steps = recorded(
-        tiny_run(corpus.path, tmp_path / "run", steps=10, optimizer=AdamWConfig(lr=1e-2), schedules=schedules)
-    ).steps
+    optimizer = AdamWConfig(lr=1e-2, layer_decay=0.5)
+    steps = recorded(tiny_run(corpus.path, tmp_path / "run", steps=10, optimizer=optimizer, schedules=schedules)).steps
     expected = [lr((step + 1) / 10) for step in range(10)]
     assert [line["lr"] for line in steps] == pytest.approx([1e-2 * value for value in expected])
     assert expected[-1] == pytest.approx(0.1) and max(expected) == 1

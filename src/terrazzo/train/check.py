@@ -48,7 +48,8 @@ def check_schedules(stage: Stage, objective: Any, model: nn.Module) -> None:
         group = stage.optimizer.build(model).param_groups[0]
     known = ["lr"]
     known += [f"objective.{name}" for name, value in vars(objective).items() if isinstance(value, float)]
-    known += [f"optimizer.{name}" for name, value in group.items() if isinstance(value, float) and name != "base_lr"]
+    rates = ("lr", "base_lr")
+    known += [f"optimizer.{name}" for name, value in group.items() if isinstance(value, float) and name not in rates]
     for name in stage_schedules(stage):
         if name not in known:
             raise InputError(f"schedules.{name}: nothing of that name can be scheduled; known: {', '.join(known)}")

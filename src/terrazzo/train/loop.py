@@ -232,7 +232,7 @@ class StageRun:
             "progress": counters.progress,
             "loss": loss,
             **{"accuracy" if name == "correct" else name: mean for name, mean in means.items()},
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.stage.optimizer.lr * self.schedules["lr"](counters.progress),
             "grad_norm": grad_norm,
             "tokens": counters.tokens,
             "step_tokens": batches.num_tokens,
