@@ -167,6 +167,29 @@ def test_a_model_whose_weights_are_gone_is_trained_again(asked, tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(second.model).items())
 
 
+def test_an_end_while_a_run_is_deleted_leaves_the_model_whole(asked, monkeypatch):
+    asked = dataclasses.replace(asked, lr=(1e-2,), seeds=1, epochs=1)
+
+    def begun(folder, **more):
+        if (folder / "task.json").is_file() and folder.parent.parent.name == "runs":
+            (folder / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+        rmtree(folder, **more)
+
+    rmtree = shutil.rmtree
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "rmtree", begun)
+        run(asked)
+    before = weights(asked.out)
+    result, _ = run(asked)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(result.model).items())
+    assert {path.name for path in next((result.model.parent / "runs").iterdir()).iterdir()} - {".lock"} == {
+        "run.json",
+        "metrics.jsonl",
+        "result.json",
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

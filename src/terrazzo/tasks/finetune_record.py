@@ -236,13 +236,14 @@ def keep_model(config: FinetuneConfig, result: FinetuneResult, folder: Path) -> 
 
 
 def prune(folder: Path, keep: Sequence[str]) -> None:
-    """Delete what is in a run folder but for some names."""
-    for path in folder.iterdir() if folder.is_dir() else ():
+    """Delete what is in a run folder but for some names; a folder loses its name first, so none is found in part."""
+    gone = folder / ".gone"
+    for path in [gone, *folder.iterdir()] if folder.is_dir() else ():
         if path.name in keep or path.name == ".lock":
             continue
         if path.is_dir():
-            shutil.rmtree(path)
-        else:
+            shutil.rmtree(path if path == gone else path.rename(gone))
+        elif path != gone:
             path.unlink()
 
 
