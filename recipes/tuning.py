@@ -13,7 +13,7 @@ import torch
 import terrazzo
 from terrazzo.checkpoint import save_model
 from terrazzo.data.tokenizer import train_tokenizer
-from terrazzo.errors import InputError
+from terrazzo.errors import InputError, RunError
 from terrazzo.nn import Encoder
 from terrazzo.tasks import Example, Result
 from terrazzo.tasks.finetune import finetune
@@ -55,11 +55,14 @@ def fine_tuned(
 
     Raises:
         KeyboardInterrupt: training was stopped.
+        RunError: a seed diverged, so the others alone would flatter the arm.
     """
     config = replace(config, keep_runs=True)
     result = finetune(config, train=train, eval=dev)
     if result is None:
         raise KeyboardInterrupt
+    for failed in result.failed:
+        raise RunError(f"{config.out}: seed {failed.seed} diverged at {failed.error}: lower lr in the recipe")
     for run in result.runs:
         log(f"{Path(config.out).name}, seed {run.seed}: {result.metric} {run.score:.4f} in {run.seconds:.0f} s")
     folders = {run.seed: Path(config.out) / "runs" / f"lr-{run.lr:g}-seed-{run.seed}" for run in result.runs}

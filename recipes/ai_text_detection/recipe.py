@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,14 +131,16 @@ def _news_sets(continued: Sequence[Document], settings: Settings) -> Sets:
     }
 
 
-def _sides(documents: Sequence[Document], tests: Any, settings: Settings) -> tuple[list[Document], list[Document]]:
+def _sides(
+    documents: Sequence[Document], tests: Callable[[Document], bool], settings: Settings
+) -> tuple[list[Document], list[Document]]:
     train = [document for document in documents if not tests(document)]
     test = [document for document in documents if tests(document)]
     return balanced(train, settings.most_train, 0), balanced(test, settings.most_test, 0)
 
 
 def _with_choice(train: Sequence[Document]) -> dict[str, Sequence[Document]]:
-    """A tenth of the training prompts chooses the epoch, so that no test text does."""
+    """A tenth of the training texts chooses the epoch, so that no test text does."""
     choose = [document for document in train if held_out(document.prompt + document.text[:80], 0.1, 1)]
     chosen = {id(document) for document in choose}
     return {"train": [document for document in train if id(document) not in chosen], "choose": choose}

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -56,10 +57,10 @@ class Finetuning:
     run: Path
 
 
-def finetuning(work: Path, name: str, **fields: object) -> Finetuning:
+def finetuning(work: Path, name: str, **fields: Any) -> Finetuning:
     """A run in a folder of `work` named after all that decides it."""
     identity = hashlib.sha256(repr(sorted(fields.items())).encode()).hexdigest()[:10]
-    return Finetuning(run=work / "finetuned" / f"{name}-{fields['seed']}-{identity}", **fields)  # type: ignore[arg-type]
+    return Finetuning(run=work / "finetuned" / f"{name}-{fields['seed']}-{identity}", **fields)
 
 
 def accuracy(wanted: Finetuning) -> float:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 #: Loads every folder given, answers a row with each, and prints by how much that made resident memory grow.
 _CHILD = """
-import gc, sys
+import gc, os, sys
 from pathlib import Path
 import torch, terrazzo
 from terrazzo.api import Model
 
 def resident():
     gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 torch.set_num_threads(1)
 torch.randn(64, 64) @ torch.randn(64, 64)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from recipes.claims import Tier
 from recipes.multi_domain_chatbot.memory import disk_bytes, resident_bytes
@@ -71,7 +71,7 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
     return {seed: {**own, **costs, **grown.get(seed, {})} for seed, own in metrics.items()}
 
 
-def _one(base: FinetuneConfig, rows: Rows, problem_loss: Any, context: Context) -> dict[int, Path]:
+def _one(base: FinetuneConfig, rows: Rows, problem_loss: Literal["own", "all"], context: Context) -> dict[int, Path]:
     config = replace(
         base,
         out=str(context.work / f"one-{problem_loss}"),

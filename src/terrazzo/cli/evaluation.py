@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -91,7 +91,7 @@ def _evaluate_suite(
 
     if (model is None) == (not runs):
         raise InputError("--suite takes a model (--model) or pretraining runs (--checkpoints RUN), one of the two")
-    chosen = {
+    chosen: dict[str, Any] = {
         "profile": profile,
         "tasks": None if tasks is None else [name.strip() for name in tasks.split(",")],
         "seeds": None if seeds is None else range(seeds),
@@ -103,13 +103,13 @@ def _evaluate_suite(
         from terrazzo.tasks.suites import run_suite
 
         folder = out or Path(f"{Path(suite).stem}-{_name(model)}")
-        Console().print(run_suite(suite, model, data_root, folder, **chosen).table())  # type: ignore[arg-type]
+        Console().print(run_suite(suite, model, data_root, folder, **chosen).table())
         print(f"figures  {folder / 'suite.json'}\ntable    {folder / 'suite.md'}")
         return
     from terrazzo.tasks.pareto import run_pareto
 
     folder = out or Path(f"{Path(suite).stem}-{'-'.join(map(_name, runs))}")
-    run_pareto(suite, runs, data_root, folder, **chosen)  # type: ignore[arg-type]
+    run_pareto(suite, runs, data_root, folder, **chosen)
     print(f"figures  {folder / 'pareto.json'}\npicture  {folder / 'pareto.png'}")
 
 

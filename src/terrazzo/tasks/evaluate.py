@@ -18,7 +18,7 @@ import numpy as np
 
 from terrazzo.config import to_dict
 from terrazzo.errors import InputError
-from terrazzo.provenance import provenance, write_json_atomic
+from terrazzo.provenance import finite, provenance, write_json_atomic
 from terrazzo.tasks.metrics import answered, bootstrap, confusion
 from terrazzo.tasks.mistakes import Mistake, span_sets, worst_mistakes
 from terrazzo.tasks.predict import Predictor
@@ -89,7 +89,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON; a number that does not exist is null."""
-        values: dict[str, Any] = _finite(asdict(self))
+        values: dict[str, Any] = finite(asdict(self))
         return values
 
 
@@ -277,11 +277,3 @@ def fingerprint(examples: Sequence[Example]) -> str:
         row = [example.text, example.other, example.problem, to_dict(example.target)]
         digest.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
     return digest.hexdigest()[:16]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -145,7 +145,9 @@ def class_weights(
         raw = [wanted.get(name, 1.0) for name in classes]
     total = sum(count * weight for count, weight in zip(counts, raw, strict=True))
     if total <= 0:
-        raise InputError(f"class_weights {dict(wanted)!r}: every training row would weigh nothing")  # type: ignore[arg-type]
+        raise InputError(
+            f"class_weights {wanted!r}: every training row would weigh nothing: give a class that they have a weight"
+        )
     return [weight * sum(counts) / total for weight in raw]
 
 

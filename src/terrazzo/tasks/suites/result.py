@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from terrazzo.config import to_dict
+from terrazzo.provenance import finite
 from terrazzo.tasks.suites.manifest import Procedure, Published
 
 if TYPE_CHECKING:
@@ -203,12 +204,3 @@ def _published(figures: Sequence[Published]) -> str:
 def _span(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
-
-
-def finite(value: Any) -> Any:
-    """Plain data with None for numbers that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
