@@ -236,8 +236,10 @@ def _names(example: Example) -> tuple[str, ...]:
     target = example.target
     if isinstance(target, str):
         return (target,)
-    if isinstance(target, tuple) and all(isinstance(name, str) for name in target):
-        return target  # type: ignore[return-value]
+    if isinstance(target, tuple):
+        names = tuple(name for name in target if isinstance(name, str))
+        if len(names) == len(target):
+            return names
     raise InputError(f"{example.where}: the answer {target!r} is not a class".removeprefix(": "))
 
 
