@@ -117,6 +117,14 @@ def test_metrics_are_scikit_learns(metric, tokenizer):
     assert interval.value == pytest.approx(found.value, abs=1e-12) and interval.low <= interval.value <= interval.high
 
 
+def test_of_three_classes_binary_f1_wants_to_know_which():
+    rows = rows_of("a", "b", "c")
+    said = [Result(label="a", score=1.0, probabilities={"a": 1.0, "b": 0.0, "c": 0.0})] * 3
+    task = LabelTask.learn(rows)
+    assert set(task.score(rows, said).values) == {"accuracy", "f1", "micro_f1", "mcc"}
+    assert dataclasses.replace(task, positive="a").score(rows, said).values["f1_binary"] == pytest.approx(0.5)
+
+
 def test_a_result_with_an_error_is_wrong():
     rows = rows_of("a", "b", "a", "b")
     said = [

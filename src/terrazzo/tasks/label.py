@@ -136,7 +136,7 @@ class LabelTask:
         return Result(label=label, labels=labels, score=score, probabilities=probabilities, truncated=truncated)
 
     def score(self, examples: Sequence[Example], results: Sequence[Result]) -> Scores:
-        """Accuracy, F1 and, of one class a row, Matthews correlation; of two classes also the area under the ROC."""
+        """Accuracy, F1 and, of one class a row, Matthews correlation; of two classes also binary F1 and the AUROC."""
         examples, results = answered(examples, results)
         sums = self._count(examples, results).sum(0)
         values = {name: float(total(sums)) for name, total in self._totals().items()}
@@ -180,8 +180,9 @@ class LabelTask:
             "accuracy": accuracy_of,
             "f1": lambda sums: f1_of(sums, "macro"),
             "micro_f1": lambda sums: f1_of(sums, "micro"),
-            "f1_binary": lambda sums: f1_of(sums, "binary", positive),
         }
+        if len(self.classes) == 2 or self.positive is not None or self.metric == "f1_binary":
+            totals["f1_binary"] = lambda sums: f1_of(sums, "binary", positive)
         return totals if self.several else totals | {"mcc": mcc_of}
 
     def _count(self, examples: Sequence[Example], results: Sequence[Result]) -> np.ndarray:

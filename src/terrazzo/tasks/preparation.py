@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig
 from terrazzo.tasks.choice import build_task
 from terrazzo.tasks.extend import extend_task_model
-from terrazzo.tasks.finetune_config import FinetuneConfig
+from terrazzo.tasks.finetune_config import FinetuneConfig, steps_of
 from terrazzo.tasks.labelled import LabelledRows
 from terrazzo.tasks.model import TaskModel, is_task_folder, load_task_model, model_folder
 from terrazzo.tasks.multi import MultiTask
@@ -26,6 +26,8 @@ from terrazzo.tasks.understood import Understanding, understand
 
 #: Share of the training rows that score the models where no other rows do.
 HELD_OUT = 0.1
+#: Steps below which a run is said to be short.
+FEW_STEPS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,7 @@ def prepare(
     _refuse_hopeless(documents[0], "train")
     _refuse_hopeless(documents[1], "eval")
     _refuse_undefined(task, dev)
+    understanding = replace(understanding, warnings=(*understanding.warnings, *_few_steps(config, documents[0])))
     workload = TaskWorkload(
         task=task,
         tokenizer=tokenizer,
@@ -127,6 +130,16 @@ def _refuse_hopeless(documents: Sequence[Sequence[object] | BadRow], part: str) 
     if len(bad) == len(documents):
         first = f"; the first: {bad[0].where}: {bad[0].message}" if bad else ""
         raise InputError(f"{part}: none of the {len(documents)} rows can be used{first}")
+
+
+def _few_steps(config: FinetuneConfig, documents: Sequence[Sequence[object] | BadRow]) -> list[str]:
+    """A warning where a run ends before it can have learned much."""
+    usable = [given for given in documents if not isinstance(given, BadRow)]
+    steps = steps_of(config, sum(map(len, usable)))
+    if config.budget is not None or steps >= FEW_STEPS:
+        return []
+    passes = f"{config.epochs:g} pass{'es' * (config.epochs != 1)} over {len(usable):,} row{'s' * (len(usable) != 1)}"
+    return [f"{passes}: only {steps} step{'s' * (steps != 1)}, too few to learn much; try --epochs 20 --patience 3"]
 
 
 def _refuse_undefined(task: Task, dev: Sequence[Example]) -> None:

@@ -88,7 +88,10 @@ def json_record(line: str, where: str) -> Record:
     try:
         return Record(where=where, values=json.loads(line))
     except json.JSONDecodeError as error:
-        mend = 'write one object a line, such as {"text": "..."}; an indented file becomes lines with `jq -c ".[]"`'
+        mend = (
+            'write one object a line, such as {"text": "..."}; plain lines become that with `jq -cR "{text: .}"`, '
+            'an indented file with `jq -c ".[]"`'
+        )
         return Record(where=where, error=f"column {error.colno}: not JSON ({error.msg}); {mend}")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         return Record(where=where, error=f"unreadable JSON ({error}); mend or delete the line")

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from terrazzo.checkpoint import save_model
+from terrazzo.nn import Encoder, EncoderConfig
+from terrazzo.tasks import Example
+from terrazzo.tasks.finetune_config import FinetuneConfig
+from terrazzo.tasks.preparation import prepare
+from terrazzo.testing import TINY_MODEL
+from terrazzo.train import Budget
+
+ROWS = [Example(text=f"text {n}", target="ab"[n % 2], where=f"line {n}") for n in range(40)]
+
+
+@pytest.fixture
+def asked(corpus, tmp_path):
+    config = EncoderConfig(vocab_size=corpus.vocab_size, **TINY_MODEL)
+    torch.manual_seed(0)
+    model = save_model(tmp_path / "model", Encoder(config), corpus.path / "tokenizer.json")
+    return FinetuneConfig(model=str(model), out=str(tmp_path / "out"))
+
+
+def test_a_run_too_short_to_learn_is_said_to_be(asked):
+    (warning,) = prepare(asked, ROWS[:33], ROWS[33:]).understanding.warnings
+    assert warning == "3 passes over 33 rows: only 3 steps, too few to learn much; try --epochs 20 --patience 3"
+    for enough in ({"epochs": 45}, {"batch_size": 2}, {"budget": Budget(steps=5)}):
+        assert prepare(dataclasses.replace(asked, **enough), ROWS[:33], ROWS[33:]).understanding.warnings == ()
