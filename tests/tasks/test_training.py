@@ -200,7 +200,7 @@ def test_rows_that_cannot_be_used_are_named(workload, corpus):
     odd = [*rows(3, 5), Example(text="the moon", target="planet", where="rows.jsonl, line 9")]
     with pytest.raises(InputError, match="^rows.jsonl, line 9: .*'planet' is not one of the 2 classes"):
         LabelledRows.encode(task, odd, corpus.tokenizer, 32)
-    kept = LabelledRows.encode(task, odd, corpus.tokenizer, 32, strict=False)
+    kept = LabelledRows.scoring(task, odd, task.encode_many(odd, corpus.tokenizer, 32), corpus.tokenizer, 32)
     assert len(kept.flat) == 4 and kept.flat[3].label is None
 
 

@@ -162,7 +162,7 @@ def _evaluate(config: FinetuneConfig) -> None:
     """Write OUT/evaluation.json: the model on the rows that scored it."""
     from terrazzo.cli.options import predictor_of
     from terrazzo.tasks.evaluate import evaluate_model, write_evaluation
-    from terrazzo.tasks.finetune import prepare
+    from terrazzo.tasks.preparation import prepare
     from terrazzo.tasks.report.record import EVALUATION
     from terrazzo.tasks.rows import read_examples
 

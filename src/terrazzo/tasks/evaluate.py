@@ -127,12 +127,7 @@ def evaluation(
     unread = [row for row in rows if isinstance(row, BadRow)]
     if unread and not examples:
         raise InputError(f"{unread[0].where}: {unread[0].message} (none of the {len(unread):,} rows can be used)")
-    refused = [
-        BadRow(where=row.where, message=result.error.removeprefix(f"{row.where}: "))
-        for row, result in pairs
-        if result.error is not None
-    ]
-    without = sum(row.target is None for row in examples)
+    refused, without = _refused(examples, said), sum(row.target is None for row in examples)
     examples, said = answered(examples, said)
     interval = bootstrap(task.main_metric(), examples, said, samples, seed)
     scores = task.score(examples, said)
@@ -157,6 +152,14 @@ def evaluation(
         worst=worst_mistakes(task.kind, examples, said, worst),
         fingerprint=fingerprint(examples),
     )
+
+
+def _refused(examples: Sequence[Example], results: Sequence[Result]) -> list[BadRow]:
+    return [
+        BadRow(where=row.where, message=result.error.removeprefix(f"{row.where}: "))
+        for row, result in zip(examples, results, strict=True)
+        if result.error is not None
+    ]
 
 
 def headline(

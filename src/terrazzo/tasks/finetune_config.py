@@ -146,7 +146,7 @@ def run_config(options: FinetuneConfig, documents: int, lr: float, seed: int, ou
         threads=options.threads,
         keep=1,
         eval_every=None if options.budget else max(1, round(epoch / options.evals_per_epoch)),
-        divergence=1e6,
+        divergence=1e6,  # a loss that rises is for the evaluations to judge; one that is no number still ends the run
     )
 
 

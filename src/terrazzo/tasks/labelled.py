@@ -31,20 +31,13 @@ class LabelledRows:
     documents: Sequence[Sequence[Encoded]]
 
     @classmethod
-    def encode(
-        cls, task: Task, examples: Sequence[Example], tokenizer: Tokenizer, max_len: int, *, strict: bool = True
-    ) -> LabelledRows:
-        """Tokenize rows.
-
-        Args:
-            strict: refuse a row that the task cannot use; otherwise it stays and counts as wrong.
+    def encode(cls, task: Task, examples: Sequence[Example], tokenizer: Tokenizer, max_len: int) -> LabelledRows:
+        """Tokenize rows, all of which the task can use.
 
         Raises:
             InputError: a row cannot be used; the first is named, and how many there are.
         """
         encoded = task.encode_many(examples, tokenizer, max_len)
-        if not strict:
-            return cls.scoring(task, examples, encoded, tokenizer, max_len)
         bad = [given for given in encoded if isinstance(given, BadRow)]
         if bad:
             more = f" ({len(bad)} such rows; mend them or leave them out)" if len(bad) > 1 else ""

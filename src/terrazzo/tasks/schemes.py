@@ -160,12 +160,6 @@ def tags_of_spans(words: Sequence[tuple[int, int]], spans: Sequence[Span], schem
     return tags_of_chunks(chunks, len(words), scheme)
 
 
-def spans_of_tags(text: str, words: Sequence[tuple[int, int]], tags: Sequence[str]) -> tuple[Span, ...]:
-    """The spans, in characters of `text`, that tags of any scheme stand for."""
-    places = [(label, words[first][0], words[last - 1][1]) for label, first, last in chunks_of_tags(tags)]
-    return tuple(Span(start=start, end=end, label=label, text=text[start:end]) for label, start, end in places)
-
-
 def may_follow(tag: str, following: str, coding: Coding, *, joined: bool = False) -> bool:
     """Whether two tags of `coding` may stand side by side; `O` stands before and after every text.
 

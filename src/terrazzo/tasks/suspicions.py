@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from terrazzo.tasks.task import Example
+from terrazzo.train.units import plural
 
 _SHOWN = 10
 _LOPSIDED = 10
@@ -35,7 +36,7 @@ def lone_classes(classes: Counts) -> str:
     lone = [name for name, count in (classes or {}).items() if count == 1]
     if not lone:
         return ""
-    return f"{_many(len(lone), 'class', 'es')} with a single row in train: {_names(lone)}; add rows, or merge classes"
+    return f"{plural(len(lone), 'class')} with a single row in train: {_names(lone)}; add rows, or merge classes"
 
 
 def strange_classes(train: Counts, dev: Counts) -> str:
@@ -43,9 +44,7 @@ def strange_classes(train: Counts, dev: Counts) -> str:
     strange = [name for name in dev or {} if name not in (train or {})]
     if not strange or not train:
         return ""
-    return (
-        f"{_many(len(strange), 'class', 'es')} in the eval rows that train lacks, never to be right: {_names(strange)}"
-    )
+    return f"{plural(len(strange), 'class')} in the eval rows that train lacks, never to be right: {_names(strange)}"
 
 
 def lopsided(train: Sequence[Example], classes: Counts) -> str:
@@ -68,7 +67,7 @@ def leaks(train: Sequence[Example], dev: Sequence[Example]) -> str:
     if not found:
         return ""
     return (
-        f"{len(found):,} of {_many(len(dev), 'eval row')} stand in train, too, so the score flatters: "
+        f"{len(found):,} of {plural(len(dev), 'eval row')} stand in train, too, so the score flatters: "
         f"{_listed(found)}; take them out of one of the two"
     )
 
@@ -85,7 +84,7 @@ def contradictions(train: Sequence[Example]) -> str:
     ]
     if not found:
         return ""
-    return f"{_many(len(found), 'text')} in train with different answers: {_listed(found)}; decide for one"
+    return f"{plural(len(found), 'text')} in train with different answers: {_listed(found)}; decide for one"
 
 
 def first_of_each(rows: Sequence[Example]) -> list[Example]:
@@ -100,7 +99,7 @@ def broken_characters(rows: Iterable[Example]) -> str:
         return ""
     row, match = found[0]
     return (
-        f"{_many(len(found), 'row')} with broken characters ({match.group()!r} in {row.where}): the text was once "
+        f"{plural(len(found), 'row')} with broken characters ({match.group()!r} in {row.where}): the text was once "
         "read in the wrong encoding; make the file anew from its source"
     )
 
@@ -117,10 +116,6 @@ def _place(row: Example) -> str:
 
 def _count(item: tuple[str, int]) -> int:
     return item[1]
-
-
-def _many(count: int, noun: str, plural: str = "s") -> str:
-    return f"{count:,} {noun}{plural if count != 1 else ''}"
 
 
 def _names(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from terrazzo.data.tokenizer import encodable
 from terrazzo.packed import Packed
+from terrazzo.tasks.texts import uncut
 
 _AT_A_TIME = 4096
 
@@ -43,10 +44,7 @@ class Tokens:
 
 def tokens_of(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
     """The tokens of each text, uncut; many texts are split at once."""
-    if tokenizer.truncation is not None:
-        tokenizer.no_truncation()
-    if tokenizer.padding is not None:
-        tokenizer.no_padding()
+    uncut(tokenizer)
     clean = [encodable(text) for text in texts]
     result = []
     for start in range(0, len(clean), _AT_A_TIME):

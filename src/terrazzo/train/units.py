@@ -46,8 +46,9 @@ def whole(number: float) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """A count with its noun: 1 -> "1 step", 3000 -> "3,000 steps"."""
-    return f"{whole(number)} {noun}{'' if number == 1 else 's'}"
+    """A count with its noun: 1 -> "1 step", 3000 -> "3,000 steps", 2 -> "2 classes"."""
+    ending = "es" if noun.endswith("s") else "s"
+    return f"{whole(number)} {noun}{'' if number == 1 else ending}"
 
 
 def percent(share: float, decimals: int = 1) -> str:

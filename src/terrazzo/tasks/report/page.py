@@ -83,7 +83,6 @@ def _what(record: FinetuneRecord) -> str:
     name = _KINDS.get(str(config["task"]), str(config["task"]))
     classes = counted.get("classes")
     said = f" with {plural(len(classes), 'label' if config['task'] == 'tag' else 'class')}" if classes else ""
-    said = said.replace("classs", "classes")
     rates = {lr for lr, _ in record.lines}
     runs = plural(len(record.lines), "run")
     grid_words = f" at {plural(len(rates), 'learning rate')}" if len(rates) > 1 else ""
