@@ -9,7 +9,7 @@ from terrazzo.checkpoint import save_model
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.tasks import Example
 from terrazzo.tasks.finetune_config import FinetuneConfig
-from terrazzo.tasks.preparation import prepare
+from terrazzo.tasks.preparation import hold_out, prepare
 from terrazzo.testing import TINY_MODEL
 from terrazzo.train import Budget
 
@@ -29,3 +29,9 @@ def test_a_run_too_short_to_learn_is_said_to_be(asked):
     assert warning == "3 passes over 33 rows: only 3 steps, too few to learn much; try --epochs 20 --patience 3"
     for enough in ({"epochs": 45}, {"batch_size": 2}, {"budget": Budget(steps=5)}):
         assert prepare(dataclasses.replace(asked, **enough), ROWS[:33], ROWS[33:]).understanding.warnings == ()
+
+
+def test_texts_that_differ_in_case_alone_are_held_out_together():
+    again = [dataclasses.replace(row, text=row.text.upper() + " ") for row in ROWS]
+    train, held = hold_out([*ROWS, *again])
+    assert len(held) == 8 and not {e.text.lower().strip() for e in train} & {e.text.lower().strip() for e in held}

@@ -20,6 +20,7 @@ from terrazzo.tasks.labelled import LabelledRows
 from terrazzo.tasks.model import TaskModel, is_task_folder, load_task_model, model_folder
 from terrazzo.tasks.multi import MultiTask
 from terrazzo.tasks.rows import read_rows
+from terrazzo.tasks.suspicions import text_key
 from terrazzo.tasks.task import BadRow, Example, Result, Task
 from terrazzo.tasks.training import TaskWorkload
 from terrazzo.tasks.understood import Understanding, understand
@@ -82,10 +83,14 @@ def prepare(
 
 
 def hold_out(rows: Sequence[Example], share: float = HELD_OUT) -> tuple[list[Example], list[Example]]:
-    """Training rows and those held out of them, by a hash of the text, so that equal texts stay together."""
-    ranked = sorted({row.text for row in rows}, key=lambda text: derive(0, "held out", text))
+    """Training rows and those held out of them, by a hash of the text; texts equal but for case stay together."""
+    texts = [text_key(row)[0] for row in rows]
+    ranked = sorted(set(texts), key=lambda text: derive(0, "held out", text))
     held = set(ranked[: max(1, round(share * len(ranked)))])
-    return [row for row in rows if row.text not in held], [row for row in rows if row.text in held]
+    return (
+        [row for row, text in zip(rows, texts, strict=True) if text not in held],
+        [row for row, text in zip(rows, texts, strict=True) if text in held],
+    )
 
 
 def _rows(
