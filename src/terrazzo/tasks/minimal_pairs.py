@@ -22,6 +22,8 @@ from terrazzo.errors import InputError
 from terrazzo.nn import MaskedLM
 from terrazzo.packed import Packed
 
+#: Pairs whose masked copies are sorted by length and packed together; more only hold more memory.
+_PAIRS_AT_A_TIME = 200
 _PAIR_FIELDS = ("sentence_good", "sentence_bad")
 
 
@@ -127,8 +129,8 @@ def score_minimal_pairs(
     mask, right, done = SpecialTokens.of(tokenizer).mask, defaultdict(list), 0
     phenomenon = {pair.paradigm: pair.phenomenon for pair in pairs}
     model.eval()
-    for first in range(0, len(pairs), 200):
-        part = pairs[first : first + 200]
+    for first in range(0, len(pairs), _PAIRS_AT_A_TIME):
+        part = pairs[first : first + _PAIRS_AT_A_TIME]
         good, bad = (_ids(tokenizer, texts, model.config.max_len) for texts in _columns(part))
         scores = pseudo_log_likelihoods(model, [*good, *bad], mask, batch_tokens)
         for pair, better in zip(part, scores[: len(part)] > scores[len(part) :], strict=True):

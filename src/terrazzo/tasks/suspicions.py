@@ -10,6 +10,7 @@ from terrazzo.tasks.task import Example
 from terrazzo.train.units import plural
 
 _SHOWN = 10
+#: Rows of the commonest class for one of the rarest from which accuracy says little.
 _LOPSIDED = 10
 _MOJIBAKE = re.compile("[ÂÃ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€|\ufffd")
 

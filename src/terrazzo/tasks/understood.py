@@ -17,6 +17,8 @@ from terrazzo.tasks.suspicions import suspicions
 from terrazzo.tasks.task import BadRow, Encoded, Example, Span, Task
 from terrazzo.tasks.words import tags_given
 
+#: Share of rows that may be cut without a warning: a few long ones are in any file.
+_CUT_SHARE = 0.05
 Documents = Sequence[list[Encoded] | BadRow]
 
 
@@ -115,7 +117,7 @@ def understand(
     warnings += [
         _cut(name, counted, max_len)
         for name, counted in zip(("train", "eval"), sets, strict=True)
-        if counted.truncated_share > 0.05
+        if counted.truncated_share > _CUT_SHARE
     ]
     return Understanding(
         kind=task.kind,
