@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -20,7 +19,13 @@ from terrazzo.nn import EncoderConfig
 from terrazzo.objectives import Loss, SupervisedConfig
 from terrazzo.packed import Packed
 from terrazzo.tasks.heads import PooledHead, Pooling
-from terrazzo.tasks.losses import binary_cross_entropy_sum, class_weights, cross_entropy_sum, positive_weights
+from terrazzo.tasks.losses import (
+    binary_cross_entropy_sum,
+    class_weights,
+    cross_entropy_sum,
+    positive_weights,
+    weights_like,
+)
 from terrazzo.tasks.metrics import RowMetric, SumMetric, accuracy_of, answered, auroc, class_counts, f1_of, mcc_of
 from terrazzo.tasks.task import BadRow, Dropout, Encoded, Example, Metric, Result, Scores
 from terrazzo.tasks.texts import encode_rows
@@ -112,11 +117,11 @@ class LabelTask:
         labels, gamma, smoothing = batch.labels_B, options.focal_gamma, options.label_smoothing
         if self.several:
             weights = positive_weights(options.class_weights, self.classes, self._counts, self.rows)
-            total = binary_cross_entropy_sum(outputs, labels, on(outputs, weights), gamma, smoothing)
+            total = binary_cross_entropy_sum(outputs, labels, weights_like(outputs, weights), gamma, smoothing)
             right_B = ((outputs.sigmoid() >= self.threshold) == (labels > 0.5)).all(1)
         else:
             weights = class_weights(options.class_weights, self.classes, self._counts)
-            total = cross_entropy_sum(outputs, labels, on(outputs, weights), gamma, smoothing)
+            total = cross_entropy_sum(outputs, labels, weights_like(outputs, weights), gamma, smoothing)
             right_B = outputs.argmax(1) == labels
         return Loss(sum=total, weight=len(batch.lengths), logs={"correct": right_B.sum()})
 
@@ -207,11 +212,6 @@ def in_order(names: Sequence[str] | Counter[str]) -> list[str]:
     if all(name.lstrip("-").isdecimal() for name in distinct):
         return sorted(distinct, key=lambda name: (int(name), name))
     return sorted(distinct)
-
-
-def on(outputs: Tensor, values: list[float] | None) -> Tensor | None:
-    """Weights as fp32 on the device of `outputs`."""
-    return None if values is None else torch.tensor(values, dtype=torch.float32, device=outputs.device)
 
 
 def softmax(logits_C: np.ndarray) -> np.ndarray:

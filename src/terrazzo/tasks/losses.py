@@ -167,6 +167,11 @@ def positive_weights(
     return [wanted.get(name, 1.0) for name in classes]
 
 
+def weights_like(outputs: Tensor, weights: Sequence[float] | None) -> Tensor | None:
+    """Class weights as fp32 on the device of `outputs`; None stays None."""
+    return None if weights is None else torch.tensor(weights, dtype=torch.float32, device=outputs.device)
+
+
 def check_weights(wanted: Mapping[str, float], classes: Sequence[str]) -> None:
     """Raise InputError for a weight of an unknown class or below zero."""
     for name, weight in wanted.items():

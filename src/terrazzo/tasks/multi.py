@@ -20,8 +20,8 @@ from terrazzo.nn import EncoderConfig
 from terrazzo.objectives import Loss, SupervisedConfig
 from terrazzo.packed import Packed
 from terrazzo.tasks.heads import PooledHead, Pooling
-from terrazzo.tasks.label import class_result, in_order, on, softmax
-from terrazzo.tasks.losses import check_weights, class_weights, cross_entropy_sum
+from terrazzo.tasks.label import class_result, in_order, softmax
+from terrazzo.tasks.losses import check_weights, class_weights, cross_entropy_sum, weights_like
 from terrazzo.tasks.metrics import SumMetric, answered
 from terrazzo.tasks.task import BadRow, Dropout, Encoded, Example, Metric, Result, Scores
 from terrazzo.tasks.texts import encode_rows
@@ -101,7 +101,7 @@ class MultiTask:
         total = cross_entropy_sum(
             outputs,
             batch.labels_B,
-            on(outputs, self._weights(options)),
+            weights_like(outputs, self._weights(options)),
             options.focal_gamma,
             options.label_smoothing,
             own_BC if options.problem_loss == "own" else None,

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from terrazzo.nn import EncoderConfig
 from terrazzo.objectives import Loss, SupervisedConfig
 from terrazzo.packed import Packed
 from terrazzo.tasks.heads import TokenHead
-from terrazzo.tasks.losses import class_weights, cross_entropy_sum
+from terrazzo.tasks.losses import class_weights, cross_entropy_sum, weights_like
 from terrazzo.tasks.metrics import SumMetric, answered
 from terrazzo.tasks.schemes import (
     Coding,
@@ -139,7 +138,7 @@ class TagTask:
         """Cross-entropy over words, which are what the weight counts. Logs `correct`."""
         assert batch.labels_M is not None, "the batch has no labels"
         weights = class_weights(options.class_weights, self.classes, self.counts or (1,) * len(self.classes))
-        weights_C = None if weights is None else torch.tensor(weights, device=outputs.device)
+        weights_C = weights_like(outputs, weights)
         total = cross_entropy_sum(outputs, batch.labels_M, weights_C, options.focal_gamma, options.label_smoothing)
         correct = (outputs.argmax(1) == batch.labels_M).sum()
         return Loss(sum=total, weight=len(batch.labels_M), logs={"correct": correct})
