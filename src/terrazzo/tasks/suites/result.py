@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from terrazzo.config import to_dict
 from terrazzo.provenance import finite
 from terrazzo.tasks.suites.manifest import Procedure, Published
+from terrazzo.train.units import plural
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -116,7 +117,8 @@ class SuiteResult:
         ran = [_row(task) for task in self.tasks]
         absent = [(task.title, "", _MISSING, "", _published(task.published)) for task in self.missing]
         count = len(self.tasks)
-        last = (f"mean of {count} task{'s' * (count != 1)}", "", percent(self.mean), "", _published(self.published))
+        averages = () if self.missing or self.left_out else self.published
+        last = (f"mean of {plural(count, 'task')}", "", percent(self.mean), "", _published(averages))
         return [*ran, *absent, last] if count > 1 or self.missing else [*ran, *absent]
 
     def notes(self) -> list[str]:
@@ -172,7 +174,7 @@ class SuiteResult:
         seeds = sorted({len(p.seeds) for p in procedures})
         rates = sorted({run.lr for task in self.tasks for run in task.runs})
         return (
-            f"{rows}, {_span([p.epochs for p in procedures])} epochs, {_span(seeds)} seeds, learning rate "
+            f"{rows}, {_span([p.epochs for p in procedures])} epochs, {_counted(seeds)}, learning rate "
             f"{_span(rates)}: not the procedure of published figures."
         )
 
@@ -195,6 +197,10 @@ def _row(task: TaskOutcome) -> tuple[str, ...]:
         ours = percent(task.score)
     trained = f"{task.rows['train']:,}" if task.rows.get("train") else _NONE
     return task.title, " + ".join(task.metrics), ours, trained, _published(task.published)
+
+
+def _counted(seeds: Sequence[int]) -> str:
+    return plural(seeds[0], "seed") if len(seeds) == 1 else f"{_span(seeds)} seeds"
 
 
 def _published(figures: Sequence[Published]) -> str:
