@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from terrazzo.tasks.lora import LoraConfig
 from terrazzo.tasks.model import load_task_model
 from terrazzo.tasks.preparation import hold_out
 from terrazzo.tasks.report import write_finetune_report
+from terrazzo.tasks.report.record import FinetuneRecord
 from terrazzo.tasks.seeds import spread_of
 from terrazzo.testing import TINY_MODEL, tiny_texts
 from terrazzo.train import Budget
@@ -169,10 +171,12 @@ def test_a_model_whose_weights_are_gone_is_trained_again(asked, tmp_path):
 
 def test_an_end_while_a_run_is_deleted_leaves_the_model_whole(asked, monkeypatch):
     asked = dataclasses.replace(asked, lr=(1e-2,), seeds=1, epochs=1)
+    out = Path(asked.out) / "model"
 
     def begun(folder, **more):
-        if (folder / "task.json").is_file() and folder.parent.parent.name == "runs":
-            (folder / "model.safetensors").unlink()
+        weights = Path(folder, "model.safetensors")
+        if weights.is_file() and weights.parts[-4] == "runs" and out.is_dir():
+            weights.unlink()
             raise KeyboardInterrupt
         rmtree(folder, **more)
 
@@ -280,6 +284,32 @@ def test_the_defaults_depend_on_the_model(asked):
 def test_what_cannot_be_asked_for(fields, message):
     with pytest.raises(InputError, match=message):
         FinetuneConfig(model="m", out="o", **fields)
+
+
+def test_other_weights_under_the_same_name_are_refused(asked, encoder, tmp_path):
+    moved = dataclasses.replace(asked, model=str(tmp_path / "moved"), lr=(1e-2,), seeds=1, epochs=1)
+    shutil.copytree(encoder, moved.model)
+    run(moved)
+    torch.manual_seed(1)
+    save_model(moved.model, Encoder(load(encoder).config), encoder / "tokenizer.json")
+    with pytest.raises(InputError, match="moved has changed since"):
+        run(dataclasses.replace(moved, seeds=2))
+
+
+def test_damaged_records_are_named_and_a_model_in_part_is_made_again(asked, tmp_path):
+    asked, out = dataclasses.replace(asked, lr=(1e-2,), seeds=1, epochs=1), tmp_path / "out"
+    result, _ = run(asked)
+    before = weights(result.model)
+    (out / "model" / "config.json").unlink()
+    run(asked)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(result.model).items())
+    for name, mend in (("result.json", "delete it"), ("finetune.json", "choose another --out")):
+        (out / name).write_text('{"format": "mine"}')
+        with pytest.raises(InputError, match=f"{name}: format is 'mine'.*{mend}"):
+            run(asked)
+        with pytest.raises(InputError, match=f"{name}: format is 'mine'"):
+            FinetuneRecord.read(out)
+        (out / name).unlink()
 
 
 def test_a_folder_with_other_files_is_left_alone(asked, tmp_path):

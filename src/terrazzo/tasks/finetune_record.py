@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from terrazzo.checkpoint import atomic_folder
+from terrazzo.checkpoint.folder import CONFIG
 from terrazzo.config import from_dict, to_dict
 from terrazzo.errors import InputError
 from terrazzo.provenance import provenance, write_json_atomic
 from terrazzo.tasks.finetune_config import FinetuneConfig
+from terrazzo.tasks.model import HEAD, TASK, model_fingerprint, model_folder
 from terrazzo.tasks.seeds import Spread, spread_of
 from terrazzo.tasks.training import TaskWorkload
 from terrazzo.tasks.understood import Understanding
@@ -24,6 +26,7 @@ from terrazzo.train.folder import first_difference, read_run
 from terrazzo.train.metrics import is_evaluation, read_metrics
 
 RECORD, RESULT = "finetune.json", "result.json"
+FORMAT, RESULT_FORMAT = "terrazzo-finetune-1", "terrazzo-finetune-result-1"
 #: Fields that may differ when a fine-tuning goes on: more runs, or nothing that a run depends on.
 FREE_FIELDS = ("out", "train", "eval", "fields", "seeds", "lr", "threads", "keep_runs")
 
@@ -104,8 +107,9 @@ def begin_folder(config: FinetuneConfig, workload: TaskWorkload, understanding: 
     """
     out = Path(config.out)
     record = {
-        "format": "terrazzo-finetune-1",
+        "format": FORMAT,
         "config": to_dict(config),
+        "weights": model_fingerprint(model_folder(config.model)),
         "workload": to_dict(workload.describe()),
         "understood": understanding.to_dict(),
     }
@@ -125,7 +129,7 @@ def begin_folder(config: FinetuneConfig, workload: TaskWorkload, understanding: 
 
 def _check_same(out: Path, record: Mapping[str, Any]) -> None:
     file = out / RECORD
-    before = _read(file)
+    before = _read(file, FORMAT, "choose another --out")
     config = to_dict(from_dict(FinetuneConfig, before.get("config", {}), str(file)))
     for name, value in record["config"].items():
         if name not in FREE_FIELDS and config[name] != value:
@@ -133,6 +137,8 @@ def _check_same(out: Path, record: Mapping[str, Any]) -> None:
                 f"{out} was begun with {first_difference(name, config[name], value)}; go on with the same value, or "
                 "choose another --out"
             )
+    if before.get("weights", record["weights"]) != record["weights"]:
+        raise InputError(f"model: {record['config']['model']} has changed since {out} was begun: choose another --out")
     for part in ("train", "eval"):
         if before["workload"][part] != record["workload"][part]:
             raise InputError(f"{part}: other rows than {out} was begun with: choose another --out")
@@ -202,9 +208,9 @@ def result_of(
 def chosen_before(config: FinetuneConfig) -> tuple[float, int] | None:
     """Learning rate and seed of the model in OUT, None where there is none."""
     out = Path(config.out)
-    if not ((out / RESULT).is_file() and (out / "model").is_dir()):
+    if not all((out / name).is_file() for name in (RESULT, f"model/{CONFIG}", f"model/{TASK}", f"model/{HEAD}")):
         return None
-    chosen = _read(out / RESULT)
+    chosen = _read(out / RESULT, RESULT_FORMAT)
     return chosen["lr"], chosen["seed"]
 
 
@@ -219,7 +225,7 @@ def keep_model(config: FinetuneConfig, result: FinetuneResult, folder: Path) -> 
         "part in this tell the truth: terrazzo evaluate --model OUT --data TEST."
     )
     values = {
-        "format": "terrazzo-finetune-result-1",
+        "format": RESULT_FORMAT,
         "metric": result.metric,
         "lr": result.lr,
         "seed": result.seed,
@@ -247,11 +253,13 @@ def prune(folder: Path, keep: Sequence[str]) -> None:
             path.unlink()
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, form: str | None = None, mend: str = "delete it to run this part again") -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file}: does not parse ({error}); delete it to run this part again") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: does not parse ({error}); {mend}") from None
     if not isinstance(values, dict):
-        raise InputError(f"{file}: is not a JSON object; delete it to run this part again")
+        raise InputError(f"{file}: is not a JSON object; {mend}")
+    if form is not None and values.get("format") != form:
+        raise InputError(f"{file}: format is {values.get('format')!r}, not {form!r}; {mend}")
     return values

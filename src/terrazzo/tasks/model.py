@@ -5,6 +5,7 @@ Shapes: T packed tokens, B documents, M selected tokens, C outputs of the head.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -194,6 +195,16 @@ def model_folder(path: str | Path) -> Path:
         if (path / record).is_file():
             raise InputError(f"{path}: not finished, it has no model yet: go on with terrazzo {command} --out {path}")
     return path
+
+
+def model_fingerprint(model: Path) -> str:
+    """A hash of a model folder's weights, architecture and tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted(model.iterdir()):
+        if path.suffix in (".safetensors", ".bin") or path.name in ("config.json", "tokenizer.json", "vocab.txt"):
+            with open(path, "rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def _read_task(file: Path) -> TaskFile:

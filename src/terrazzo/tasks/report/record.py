@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from terrazzo.errors import InputError
-from terrazzo.tasks.finetune_record import RECORD, RESULT
+from terrazzo.tasks.finetune_record import FORMAT, RECORD, RESULT, RESULT_FORMAT
 from terrazzo.train.metrics import read_metrics
 
-EVALUATION = "evaluation.json"
+EVALUATION, EVALUATION_FORMAT = "evaluation.json", "terrazzo-evaluation-1"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class FinetuneRecord:
             lr, _, seed = run.name.removeprefix("lr-").rpartition("-seed-")
             if (run / "metrics.jsonl").is_file():
                 lines[float(lr), int(seed)] = read_metrics(run / "metrics.jsonl")
-        return cls(out, _json(out / RECORD), _json(out / RESULT), _json(out / EVALUATION), lines)
+        result = _json(out / RESULT, RESULT_FORMAT)
+        return cls(out, _json(out / RECORD, FORMAT), result, _json(out / EVALUATION, EVALUATION_FORMAT), lines)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -57,7 +58,7 @@ class FinetuneRecord:
         return understood
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _json(file: Path, form: str) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
@@ -66,4 +67,6 @@ def _json(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: does not parse: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{file}: is not a JSON object")
+    if values.get("format") != form:
+        raise InputError(f"{file}: format is {values.get('format')!r}, not {form!r}")
     return values

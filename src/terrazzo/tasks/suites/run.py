@@ -15,7 +15,7 @@ from typing import Any
 from terrazzo.config import from_dict, to_dict
 from terrazzo.errors import InputError
 from terrazzo.provenance import provenance, write_json_atomic, write_text_atomic
-from terrazzo.tasks.model import model_folder
+from terrazzo.tasks.model import model_fingerprint, model_folder
 from terrazzo.tasks.suites.fine_tuned import run_fine_tuned
 from terrazzo.tasks.suites.manifest import PROFILES, Procedure, Profile, Suite, SuiteTask, read_suite
 from terrazzo.tasks.suites.result import MissingTask, SuiteResult, TaskOutcome
@@ -92,7 +92,7 @@ class _Runner:
         self.suite, self.model, self.data_root, self.out = suite, model, data_root, out
         self.profile, self.changed, self.progress = profile, changed, progress
         self.machine = {"device": device, "threads": threads}
-        self.weights = _fingerprint(model)
+        self.weights = model_fingerprint(model)
 
     def run(self, wanted: Sequence[SuiteTask]) -> SuiteResult:
         """The tasks in an order in which none starts from a later one."""
@@ -192,13 +192,3 @@ def _identity(task: SuiteTask, procedure: Procedure, weights: str, start_from: s
     rows = {name: value for name, value in to_dict(task).items() if name not in _WORDS}
     described = json.dumps([rows, to_dict(procedure), weights, start_from], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:16]
-
-
-def _fingerprint(model: Path) -> str:
-    """A hash of a model folder's weights, architecture and tokenizer."""
-    digest = hashlib.sha256()
-    for path in sorted(model.iterdir()):
-        if path.suffix in (".safetensors", ".bin") or path.name in ("config.json", "tokenizer.json", "vocab.txt"):
-            with open(path, "rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
