@@ -85,6 +85,11 @@ def test_rows_that_cannot_be_judged_are_counted_and_named():
         evaluation(TASK, rows([None]), [said("a")])
 
 
+def test_unknown_labels_are_named_where_a_row_has_several_too():
+    task, result = LabelTask(classes=CLASSES, several=True), said("a", labels=("a",))
+    assert evaluation(task, rows([("a", "z"), ("z", "y"), ("b",)]), [result] * 3).unknown_labels == {"z": 2, "y": 1}
+
+
 def test_the_surest_mistakes_come_first():
     results = [said("a", 0.6), said("a", 0.99), said("b", 0.9), said("c", 0.9)]
     worst = worst_mistakes("label", rows(["b", "b", "b", "a"]), results, most=2)

@@ -145,7 +145,9 @@ def evaluation(
         without_answer=without,
         bad=tuple(unread + refused),
         truncated=sum(result.truncated > 0 for result in said),
-        unknown_labels=unknown_labels(one_class),
+        unknown_labels=unknown_labels(
+            [(name, result) for row, result in zip(examples, said, strict=True) for name in _class_names(row.target)]
+        ),
         confusion=confusion_of(one_class) if one_class else None,
         groups=groups(task, examples, said),
         calibration_error=calibration_error(one_class) if one_class else None,
