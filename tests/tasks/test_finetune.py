@@ -264,6 +264,9 @@ def test_the_defaults_depend_on_the_model(asked):
     wide, thin = (EncoderConfig(vocab_size=9, width=width, num_heads=2) for width in (768, 128))
     assert default_lr(wide, asked) == 5e-5 and default_lr(thin, asked) == 7e-4
     assert default_lr(wide, dataclasses.replace(asked, freeze="encoder")) == 5e-4
+    for steps, last in ((1, 1.0), (2, 0.0)):
+        (stage,) = run_config(asked, 100, 1e-3, 4, "out", Budget(steps=steps)).stages
+        assert stage.schedules["lr"](1.0) == last
     config = run_config(dataclasses.replace(asked, evals_per_epoch=2), 100, 1e-3, 4, "out", Budget(steps=20))
     assert config.eval_every == 5 and config.seed == 4
     group = config.stages[0].optimizer

@@ -131,7 +131,8 @@ def run_config(options: FinetuneConfig, documents: int, lr: float, seed: int, ou
         objective=options.loss,
         sampling=Sampling(workers=0),
         optimizer=options.optimizer(lr),
-        schedules={"lr": Schedule(warmup=options.warmup, final=0.0)},
+        # a step has the rate of its end, so that the only one would have none
+        schedules={"lr": Schedule(warmup=options.warmup, final=1.0 if budget.steps == 1 else 0.0)},
         budget=budget,
         patience=options.patience,
         keep_best=options.keep_best,
