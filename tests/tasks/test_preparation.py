@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from terrazzo.checkpoint import save_model
+from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.tasks import Example
+from terrazzo.tasks.finetune import finetune
 from terrazzo.tasks.finetune_config import FinetuneConfig
 from terrazzo.tasks.preparation import hold_out, prepare
 from terrazzo.testing import TINY_MODEL
@@ -29,6 +31,17 @@ def test_a_run_too_short_to_learn_is_said_to_be(asked):
     assert warning == "3 passes over 33 rows: only 3 steps, too few to learn much; try --epochs 20 --patience 3"
     for enough in ({"epochs": 45}, {"batch_size": 2}, {"budget": Budget(steps=5)}):
         assert prepare(dataclasses.replace(asked, **enough), ROWS[:33], ROWS[33:]).understanding.warnings == ()
+
+
+def test_a_further_problem_cannot_be_read_otherwise_than_those_before(asked):
+    rows = [dataclasses.replace(row, problem="first") for row in ROWS]
+    first = finetune(dataclasses.replace(asked, task="multi", seeds=1, epochs=1), train=rows[:33], eval=rows[33:])
+    more = [dataclasses.replace(row, problem="second") for row in ROWS]
+    config = dataclasses.replace(asked, model=str(first.model), task="multi", options={"pooling": "cls"})
+    with pytest.raises(InputError, match="options.pooling=cls: .* share a head with mean; leave it out"):
+        prepare(config, more[:33], more[33:])
+    told = dataclasses.replace(config, options={"pooling": "mean"})
+    assert len(prepare(told, more[:33], more[33:]).workload.task.problems) == 2
 
 
 def test_texts_that_differ_in_case_alone_are_held_out_together():

@@ -126,8 +126,19 @@ def _task(config: FinetuneConfig, folder: Path, rows: Sequence[Example]) -> tupl
         loaded = load_task_model(folder).model
         if not isinstance(loaded.task, MultiTask):
             return task, None
+        _refuse_other_head(loaded.task, task, config)
         extended = extend_task_model(loaded, task, freeze=config.freeze == "encoder")
     return extended.task, extended
+
+
+def _refuse_other_head(known: MultiTask, asked: MultiTask, config: FinetuneConfig) -> None:
+    """Refuse options by which a further problem would be read otherwise than those that the model knows."""
+    for name in config.options:
+        old, new = getattr(known, name), getattr(asked, name)
+        if name != "problems" and old != new:
+            raise InputError(
+                f"options.{name}={new}: the problems of {config.model} share a head with {old}; leave it out"
+            )
 
 
 def _refuse_hopeless(documents: Sequence[Sequence[object] | BadRow], part: str) -> None:
