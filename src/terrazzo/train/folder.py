@@ -159,5 +159,5 @@ def disk_errors(run: Path) -> Iterator[None]:
             raise
         raise RunError(
             f"{run}: the disk is full ({error}). The last checkpoint is intact: free some space, or lower `keep`, "
-            "and start the same command with --resume"
+            "and start the same command again (pretrain: with --resume)"
         ) from error
