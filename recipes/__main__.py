@@ -13,7 +13,7 @@ from recipes.claims import TIERS, Recipe, read_recipe, read_recipes
 from recipes.runner import Context, data_root, find, run
 from terrazzo.errors import InputError, RunError
 
-_TIERS_HELP = "smoke: seconds; small: minutes; downstream: fine-tuned along pretraining, an hour; paper: in full"
+_TIERS_HELP = "smoke: seconds; small: minutes; downstream: fine-tuned models, up to an hour; paper: in full"
 
 
 def main(arguments: list[str] | None = None) -> int:
