@@ -44,6 +44,13 @@ def test_a_further_problem_cannot_be_read_otherwise_than_those_before(asked):
     assert len(prepare(told, more[:33], more[33:]).workload.task.problems) == 2
 
 
+def test_rows_too_few_to_hold_some_out_are_told_apart_from_one_class(asked):
+    with pytest.raises(InputError, match="a tenth held out leaves rows of one class; give more rows"):
+        prepare(asked, ROWS[:2])
+    with pytest.raises(InputError, match="all 18 rows have the class 'a'"):
+        prepare(asked, ROWS[::2])
+
+
 def test_texts_that_differ_in_case_alone_are_held_out_together():
     again = [dataclasses.replace(row, text=row.text.upper() + " ") for row in ROWS]
     train, held = hold_out([*ROWS, *again])

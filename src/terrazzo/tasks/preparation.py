@@ -109,11 +109,17 @@ def _rows(
         train, dev = hold_out(train)
         if not train:
             raise InputError("train: one text alone cannot teach and score; give more rows, or others with --eval")
+        if len(_classes(train)) == 1 < len(_classes([*train, *dev])):
+            raise InputError("train: a tenth held out leaves rows of one class; give more rows, or others with --eval")
     return list(train), [row for row in dev if row.target is not None], ignored
 
 
 def _examples(rows: Sequence[Example | BadRow]) -> list[Example]:
     return [row for row in rows if isinstance(row, Example)]
+
+
+def _classes(rows: Sequence[Example]) -> set[str]:
+    return {row.target for row in rows if isinstance(row.target, str)}
 
 
 def _task(config: FinetuneConfig, folder: Path, rows: Sequence[Example]) -> tuple[Task, TaskModel | None]:

@@ -120,6 +120,4 @@ def _drop_lines_after(path: Path, step: int) -> None:
 def _disk_error(path: Path, error: OSError) -> Exception:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error
-    return RunError(
-        f"{path}: no space left on this disk; free some, then the same command again (pretrain: --resume)"
-    )
+    return RunError(f"{path}: no space left on this disk; free some, then the same command again (pretrain: --resume)")
