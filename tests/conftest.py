@@ -5,15 +5,39 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
+import io
 import ipaddress
 import random
 import socket
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from terrazzo import cli
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsysbinary):
+    """Run one command line in this process; its exit status, standard output as bytes, and standard error."""
+
+    def run(*arguments, stdin=b"", columns):
+        monkeypatch.setattr(sys, "argv", ["terrazzo", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setenv("COLUMNS", str(columns))
+        capsysbinary.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        out, err = capsysbinary.readouterr()
+        return status, out, err.decode()
+
+    return run
 
 
 @pytest.fixture(autouse=True)

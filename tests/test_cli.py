@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -31,23 +32,9 @@ SMALL += ["--set", "device=cpu", "--set", "precision=fp32"]
 
 
 @pytest.fixture
-def command(monkeypatch, capsysbinary):
-    """Run one command line in this process; its exit status, standard output and standard error."""
-
-    def run(*arguments, stdin=b""):
-        monkeypatch.setattr(sys, "argv", ["terrazzo", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        monkeypatch.setenv("COLUMNS", "200")
-        capsysbinary.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        out, err = capsysbinary.readouterr()
-        return status, out, err.decode()
-
-    return run
+def command(command_line):
+    """Run one command line; its exit status, standard output as bytes, and standard error."""
+    return partial(command_line, columns=200)
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import io
 import json
 import shutil
-import sys
 from types import SimpleNamespace
 
 import pytest
 
-from terrazzo import cli
 from terrazzo.cli.finetuning import merged
 from terrazzo.cli.options import fields_of
 from terrazzo.errors import InputError
@@ -22,21 +19,12 @@ from terrazzo.testing import tiny_task_folder, tiny_texts
 
 
 @pytest.fixture
-def command(monkeypatch, capsysbinary):
-    """Run one command line in this process; its exit status, standard output and standard error."""
+def command(command_line):
+    """Run one command line; its exit status, standard output and standard error."""
 
     def run(*arguments, stdin=b""):
-        monkeypatch.setattr(sys, "argv", ["terrazzo", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        monkeypatch.setenv("COLUMNS", "120")
-        capsysbinary.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        out, err = capsysbinary.readouterr()
-        return status, out.decode(), err.decode()
+        status, out, err = command_line(*arguments, stdin=stdin, columns=120)
+        return status, out.decode(), err
 
     return run
 
