@@ -62,6 +62,24 @@ def _finished(configs: list[RunConfig], workers: int) -> Iterator[tuple[RunConfi
         yield from ((futures[future], future.result()) for future in as_completed(futures))
 
 
+def train_by_seed(
+    work: Path,
+    corpora: Mapping[str, Corpus],
+    stage: Stage,
+    seeds: Sequence[int],
+    workers: int,
+    log: Log,
+    **fields: Any,
+) -> dict[str, list[RunConfig]]:
+    """The finished runs of one stage on each corpus, one a seed; all arms of a seed before the next seed."""
+    configs = {
+        name: [arm(work, name, corpus.path, stage, seed, **fields) for seed in seeds]
+        for name, corpus in corpora.items()
+    }
+    train_arms([config for one_seed in zip(*configs.values(), strict=True) for config in one_seed], workers, log)
+    return configs
+
+
 def train_arm(config: RunConfig) -> float:
     """Train one run unless it is finished; returns its final held-out loss."""
     out = Path(config.out)

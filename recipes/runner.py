@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ import torch
 from recipes.claims import Recipe, Tier
 from terrazzo.config import nearest, to_dict
 from terrazzo.errors import InputError
-from terrazzo.provenance import peak_memory_bytes, provenance, write_json_atomic
+from terrazzo.provenance import finite, peak_memory_bytes, provenance, write_json_atomic
 
 Run = Callable[[Tier, "Context"], Mapping[int, Mapping[str, float]]]
 
@@ -82,18 +81,13 @@ def run(recipe: Recipe, tier: Tier, context: Context, out: Path | None = None) -
         "seconds": round(seconds, 1),
         "peak_memory_bytes": peak_memory_bytes(),
         "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-        "metrics": {str(seed): finite(values) for seed, values in metrics.items()},
+        "metrics": {str(seed): finite({name: float(v) for name, v in own.items()}) for seed, own in metrics.items()},
         "config": recorded.pop("config"),
         "details": recorded,
     }
     path = (out or recipe.folder / "results") / f"{tier}.json"
     write_json_atomic(path, without_paths(result, context))
     return path
-
-
-def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Metrics as JSON can hold them: what is not finite becomes None, which no claim survives."""
-    return {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def load(recipe: Recipe) -> Run:

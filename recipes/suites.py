@@ -10,14 +10,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from recipes.arms import spread
 from recipes.runner import Context
-from terrazzo.checkpoint import load_config, save_model
 from terrazzo.config import config, to_dict
 from terrazzo.errors import InputError
-from terrazzo.nn import MaskedLM
 from terrazzo.tasks.suites import TaskOutcome, read_suite, run_suite
 
 #: Outcomes by arm and task, one a seed.
@@ -55,14 +51,6 @@ class _Job:
     encoders: Encoders
     trial: Trial
     out: Path
-
-
-def untrained_like(model: Path, folder: Path, seed: int) -> Path:
-    """A model folder of the same architecture and tokenizer with weights drawn from `seed`."""
-    if not folder.is_dir():
-        torch.manual_seed(seed)
-        save_model(folder, MaskedLM(load_config(model)), model / "tokenizer.json")
-    return folder
 
 
 def tasks_root(trial: Trial, context: Context) -> Path:

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 import terrazzo
-from terrazzo.checkpoint import save_model
+from terrazzo.checkpoint import load_config, save_model
 from terrazzo.data.tokenizer import train_tokenizer
 from terrazzo.errors import InputError, RunError
-from terrazzo.nn import Encoder
+from terrazzo.nn import Encoder, MaskedLM
 from terrazzo.tasks import Example, Result
 from terrazzo.tasks.finetune import finetune
 from terrazzo.tasks.finetune_config import FinetuneConfig
@@ -45,6 +45,14 @@ def untrained(folder: Path, texts: Sequence[str]) -> Path:
         tokenizer.save(str(file))
         torch.manual_seed(0)
         save_model(folder, Encoder(Init(fields=TINY_MODEL).encoder_config(tokenizer.get_vocab_size())), file)
+    return folder
+
+
+def untrained_like(model: Path, folder: Path, seed: int) -> Path:
+    """A model folder of the same architecture and tokenizer with weights drawn from `seed`."""
+    if not folder.is_dir():
+        torch.manual_seed(seed)
+        save_model(folder, MaskedLM(load_config(model)), model / "tokenizer.json")
     return folder
 
 

@@ -17,18 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import LinearSVC
 
-from recipes.tuning import accuracy, answers
+from recipes.tuning import accuracy, answers, untrained_like
 from recipes.wordnet import Gloss, fetch, read_glosses, write_corpus
-from terrazzo.checkpoint import load_config, save_model
 from terrazzo.config import read_file
 from terrazzo.data import PrepareConfig, prepare
-from terrazzo.nn import Encoder
 from terrazzo.provenance import provenance, write_json_atomic
 from terrazzo.show import Report, show_corpus, stage_progress
 from terrazzo.tasks import Example
@@ -71,12 +68,6 @@ def few_of(rows: Rows, per_class: int, seed: int) -> Rows:
     return [row for members in by_class.values() for row in members[:per_class]]
 
 
-def untrained_like(model: Path, out: Path, seed: int) -> Path:
-    """A model folder of the same shape and tokenizer with fresh weights."""
-    torch.manual_seed(seed)
-    return save_model(out, Encoder(load_config(model)), model / "tokenizer.json")
-
-
 def fine_tuned_accuracy(
     model: Path, out: Path, train_rows: Rows, test_rows: Rows, seed: int, tuning: dict[str, Any], hooks: Hooks
 ) -> float:
@@ -102,7 +93,7 @@ def compare(model: Path, glosses: list[Gloss], out: Path, console: Console) -> d
         for seed in seeds:
             subset = few_of(training, LABELS_PER_CLASS, seed) if name == "few" else training
             scores = {"TF-IDF + linear": tfidf_accuracy(subset, testing)}
-            fresh = untrained_like(model, out / "fresh", seed)
+            fresh = untrained_like(model, out / f"fresh-{seed}", seed)
             with stage_progress() as progress:
                 for kind, start in (("without pretraining", fresh), ("pretrained", model)):
                     hooks = partial(_listeners, progress, f"{kind}, seed {seed}")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.runner import Context
-from recipes.suites import Encoders, Trial, described, gain, scores, try_arms, untrained_like
+from recipes.suites import Encoders, Trial, described, gain, scores, try_arms
+from recipes.tuning import untrained_like
 from terrazzo.data import filters_tweets
 from terrazzo.data.cleaning import clean, preset
 

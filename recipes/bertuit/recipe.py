@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.arms import arm, curve, loss_on, per_seed, samples, spread, texts_of, train_arms, unigram_loss
+from recipes.arms import curve, loss_on, per_seed, samples, spread, texts_of, train_by_seed, unigram_loss
 from recipes.bertuit.downstream import DOWNSTREAM, SMOKE, invented_rows, tried
 from recipes.claims import Tier
 from recipes.fertility import english_tokenizer, tokens_per_word, write_jsonl
@@ -196,13 +196,11 @@ def _tags(sources: Sources, own: Corpus) -> dict[str, float]:
 def _trained(settings: Settings, context: Context, corpora: dict[str, Corpus]) -> dict[str, list[RunConfig]]:
     """The finished runs of each arm, one a seed."""
     fields = {"eval_tokens": settings.eval_tokens, **settings.run}
-    configs: dict[str, list[RunConfig]] = {
-        name: [arm(context.work, name, corpus.path, settings.stage, seed, **fields) for seed in settings.seeds]
-        for name, corpus in corpora.items()
-    }
-    by_seed = [config for one_seed in zip(*configs.values(), strict=True) for config in one_seed]
-    train_arms(by_seed, settings.workers, context.log)
-    context.record("curves", {Path(c.out).name: curve(c) for c in by_seed})
+    configs = train_by_seed(
+        context.work, corpora, settings.stage, settings.seeds, settings.workers, context.log, **fields
+    )
+    runs = [config for one_seed in zip(*configs.values(), strict=True) for config in one_seed]
+    context.record("curves", {Path(run.out).name: curve(run) for run in runs})
     context.record("samples", samples(configs["all"][0]))
     return configs
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.runner import Context
-from recipes.suites import Encoders, Outcomes, Trial, described, gain, scores, try_arms, untrained_like
+from recipes.suites import Encoders, Outcomes, Trial, described, gain, scores, try_arms
+from recipes.tuning import untrained_like
 
 DOWNSTREAM = Trial(
     suite="german",

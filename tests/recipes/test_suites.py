@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from recipes.bertuit.downstream import invented_rows, with_tags, write_rows
-from recipes.suites import Encoders, Trial, gain, scores, try_arms, untrained_like
-from recipes.tuning import untrained
+from recipes.suites import Encoders, Trial, gain, scores, try_arms
+from recipes.tuning import untrained, untrained_like
 from terrazzo.checkpoint import load_config, load_model
 from terrazzo.errors import InputError
 from terrazzo.tasks.suites import TaskOutcome
