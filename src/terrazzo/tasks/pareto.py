@@ -13,10 +13,9 @@ from typing import Any
 
 from terrazzo.config import to_dict
 from terrazzo.errors import InputError
-from terrazzo.provenance import provenance, write_json_atomic
+from terrazzo.provenance import finite, provenance, write_json_atomic
 from terrazzo.tasks.suites import SuiteResult, run_suite
 from terrazzo.tasks.suites.manifest import Profile
-from terrazzo.tasks.suites.result import finite
 from terrazzo.train.folder import read_run
 from terrazzo.train.metrics import is_evaluation, read_metrics
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -63,7 +63,7 @@ class Ranks:
             return [value]
         values: list[T | None] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.control)
-        return values  # type: ignore[return-value]
+        return cast(list[T], values)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -158,7 +158,7 @@ class StageRun:
         )
         self.counters.micro_tokens = self.work.micro_tokens
         self.objective = self.work.objective
-        self.parameters = sum(p.numel() for p in self.work.model.parameters())
+        self.parameters = sum(p.numel() for p in self.work.model.parameters() if p.requires_grad)
         #: The best weights, until a checkpoint writes them to RUN/best.
         self.best: dict[str, Tensor] | None = None
         self.module = wrap(
@@ -404,7 +404,7 @@ class StageRun:
     def _opening(self) -> str:
         work, ranks = self.work, self.session.ranks
         return (
-            f"stage {self.stage.name}: {self.parameters / 1e6:.1f} M parameters, {work.step_words} a step, "
+            f"stage {self.stage.name}: {self.parameters / 1e6:.1f} M parameters in training, {work.step_words} a step, "
             f"micro-batches up to {work.micro_tokens} tokens, {ranks.world_size} process(es), "
             f"{str(self.session.dtype).removeprefix('torch.')}"
         )

@@ -35,7 +35,7 @@ def read_text(path: Path, encoding: str = "utf-8", *, keep_undecoded: bool = Fal
     if codec == "utf-8" and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError(f"{name}: is UTF-16; {_converting(path, 'utf-16')}")
     if codec in ("utf-8", "cp1252", "iso8859-1") and b"\0" in data[:_SNIFFED]:
-        raise InputError(f"{name}: holds NUL bytes, so it is not text")
+        raise InputError(f"{name}: holds NUL bytes, so it is not text; name a file of rows (.jsonl, .csv, ...)")
     try:
         return data.decode(codec, "surrogateescape" if keep_undecoded else "strict").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
