@@ -42,7 +42,7 @@ PUBLISHED = [
         "figures": {"SST-2": 91.5, "MRPC": 88.9},
         "split": "dev",
         "source": "github.com/microsoft/unilm, minilm/README.md, table of fine-tuning on NLU tasks",
-        "remark": "the table does not say whether MRPC is accuracy or F1; SST-2 learned from all 67,349 rows; "
+        "remark": "the table does not say whether MRPC is accuracy or F1, nor how many rows SST-2 learned from; "
         "all-MiniLM-L6-v2 is another model: every second layer of the 12-layer one, then trained on sentence pairs",
     },
     {
@@ -54,7 +54,7 @@ PUBLISHED = [
     {
         "model": "DistilBERT base uncased (6 layers of 768)",
         "figures": {"CoNLL-2003 F1": 93.1},
-        "split": "validation",
+        "split": "not stated",
         "source": "huggingface.co/zhihao/distilbert-base-uncased-finetuned-ner, model card, F1 0.9307; "
         "for a 6-layer model of width 384 no published figure was found for STS-B or CoNLL-2003",
     },

@@ -39,17 +39,16 @@ class GivenOrder(RowStream):
         return StepPlan(pieces=rows_B, epochs=np.zeros_like(rows_B), lengths=self.lengths[rows_B])
 
 
+@dataclass(frozen=True, kw_only=True)
 class OrderedWorkload(TaskWorkload):
     """A labelled task whose stage reads the rows that another side reads."""
 
-    def __init__(self, order: Sequence[int], **fields: Any) -> None:
-        super().__init__(**fields)
-        object.__setattr__(self, "order", order)
+    order: Sequence[int]
 
     def begin(self, start: StageStart) -> TaskStage:
         """The stage, with its stream replaced."""
         stage = super().begin(start)
-        stage.stream = GivenOrder(stage.stream, self.order)  # type: ignore[attr-defined]
+        stage.stream = GivenOrder(stage.stream, self.order)
         return stage
 
 
@@ -144,7 +143,7 @@ def run_config(out: Path, seed: int, learning_rate: float, steps: int) -> RunCon
 def our_turns(name: str, problem: Problem, order: Sequence[int], turns: Turns) -> None:
     """Train over the rows of `order` once, in turns."""
     steps = len(order) // BATCH_ROWS
-    workload = OrderedWorkload(order, **workload_fields(problem))
+    workload = OrderedWorkload(order=order, **workload_fields(problem))
     with tempfile.TemporaryDirectory() as folder:
         listener = Listener(turns, name)
         train(run_config(Path(folder) / "run", 0, 1e-4, steps), workload=workload, hooks=lambda _: [listener])
