@@ -1,0 +1,54 @@
+"""What a server is told: addresses, budgets and limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from terrazzo.config import config
+from terrazzo.errors import InputError
+
+Whole = Annotated[int, Field(ge=1)]
+
+
+@config
+class Settings:
+    """The settings of one server.
+
+    Args:
+        host: address to listen on; only this machine reaches the default.
+        port: TCP port; 0 takes a free one.
+        api_key_file: one key a line; None lets everybody in.
+        max_batch_tokens: tokens that run together, padding counted; None takes what the runtime says is fastest.
+        max_queue_tokens: tokens that may wait for one encoder; beyond it requests are refused with a time to come back.
+        max_wait: seconds that a batch which is not full waits for company.
+        max_texts: texts, documents or rows of one request.
+        max_body_bytes: of one request.
+        threads: processor cores for the models; None takes those that this process may use.
+        drain_seconds: how long requests under way have to end when the server is told to stop.
+        reload_seconds: how often folders are looked at for a replacement; 0 never.
+        access_log: "json" writes a line a request on standard output.
+        warm_up: run a few shapes before the first request.
+        page: serve the page at /.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    api_key_file: Path | None = None
+    max_batch_tokens: Whole | None = None
+    max_queue_tokens: Whole = 262_144
+    max_wait: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_texts: Whole = 2048
+    max_body_bytes: Whole = 8 * 2**20
+    threads: Whole | None = None
+    drain_seconds: Annotated[float, Field(ge=0)] = 30.0
+    reload_seconds: Annotated[float, Field(ge=0)] = 1.0
+    access_log: Literal["none", "json"] = "none"
+    warm_up: bool = True
+    page: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.host:
+            raise InputError("host: there is none; 127.0.0.1 is this machine alone, 0.0.0.0 every address of it")
