@@ -17,6 +17,7 @@ from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.nn.attention import Attention
 from terrazzo.nn.block import Block
+from terrazzo.nn.norms import RMSNorm
 from terrazzo.nn.positions import alibi_slopes, rotations
 from terrazzo.packed import Packed
 
@@ -70,8 +71,7 @@ class PaddedEncoder(nn.Module):
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             x = _block(block, x, batch, rows if layer == last else None)
-        hidden: Tensor = self.final_norm(x)
-        return hidden
+        return _norm(self.final_norm, x)
 
     def _embed(self, ids_BS: Tensor, types_BS: Tensor | None) -> Tensor:
         parts = self.embeddings
@@ -85,8 +85,7 @@ class PaddedEncoder(nn.Module):
             else:
                 first_D = parts.token_types.weight[0]
                 shared_SD = first_D if shared_SD is None else shared_SD + first_D
-        embedded: Tensor = parts.norm(x_BSD if shared_SD is None else x_BSD + shared_SD)
-        return embedded
+        return _norm(parts.norm, x_BSD if shared_SD is None else x_BSD + shared_SD)
 
 
 class _Batch:
@@ -116,10 +115,17 @@ class _Batch:
 def _block(block: Block, x_BSD: Tensor, batch: _Batch, rows_M: Tensor | None) -> Tensor:
     residual = x_BSD if rows_M is None else x_BSD.flatten(0, 1).index_select(0, rows_M)
     if block.pre_norm:
-        x = residual + _attention(block.attention, block.attention_norm(x_BSD), batch, rows_M)
-        return x + block.mlp(block.mlp_norm(x))
-    x = block.attention_norm(residual + _attention(block.attention, x_BSD, batch, rows_M))
-    normed: Tensor = block.mlp_norm(x + block.mlp(x))
+        x = residual + _attention(block.attention, _norm(block.attention_norm, x_BSD), batch, rows_M)
+        return x + block.mlp(_norm(block.mlp_norm, x))
+    x = _norm(block.attention_norm, residual + _attention(block.attention, x_BSD, batch, rows_M))
+    return _norm(block.mlp_norm, x + block.mlp(x))
+
+
+def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """The norm; RMSNorm from its parts, because exporters lack the operator."""
+    if isinstance(norm, RMSNorm):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps) * norm.weight
+    normed: Tensor = norm(x)
     return normed
 
 

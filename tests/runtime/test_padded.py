@@ -1,0 +1,93 @@
+"""The padded form equals the packed encoder for every field of a config, and for layers of uneven width."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from terrazzo.errors import InputError
+from terrazzo.nn import Encoder, EncoderConfig, StackedLinear, bert, modernbert, mosaicbert
+from terrazzo.packed import Packed
+from terrazzo.runtime.padded import PaddedEncoder, padded_inputs
+
+LENGTHS = (5, 21, 1, 13)
+TINY = {"width": 24, "depth": 3, "num_heads": 3, "mlp_width": 40}
+CONFIGS = {
+    "mosaicbert": mosaicbert("tiny", 50, **TINY),
+    "bert": bert("tiny", 50, **TINY),
+    "modernbert": modernbert("tiny", 50, window=8, **TINY),
+    "roberta": bert("tiny", 50, token_types=1, position_offset=2, **TINY),
+    "causal": mosaicbert("tiny", 50, causal=True, **TINY),
+    "causal window": modernbert("tiny", 50, causal=True, window=6, **TINY),
+    "alibi window": mosaicbert("tiny", 50, window=4, global_every=2, **TINY),
+    "every layer local": bert("tiny", 50, window=4, token_types=0, **TINY),
+    "one rotation base": modernbert("tiny", 50, window=8, local_rope_theta=None, **TINY),
+    "pre-norm rms": mosaicbert("tiny", 50, norm="rms", norm_placement="pre", final_norm=True, **TINY),
+    "pre-norm, no norms outside": bert("tiny", 50, norm_placement="pre", embedding_norm=False, **TINY),
+    "first norm skipped": bert("tiny", 50, norm_placement="pre", skip_first_norm=True, **TINY),
+    "gated silu": mosaicbert("tiny", 50, activation="silu", mlp_in_bias=True, mlp_out_bias=False, **TINY),
+    "relu": bert("tiny", 50, activation="relu", attention_bias=False, norm_bias=False, **TINY),
+    "gelu_tanh": bert("tiny", 50, activation="gelu_tanh", norm_eps=1e-3, **TINY),
+}
+
+
+def encoder_of(config: EncoderConfig) -> Encoder:
+    """Weights large enough that every term of the config moves the output."""
+    encoder = Encoder(config).eval()
+    for parameter in encoder.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return encoder
+
+
+def batch_of(config: EncoderConfig, lengths: tuple[int, ...] = LENGTHS) -> Packed:
+    types = torch.randint(0, config.token_types, (sum(lengths),)) if config.token_types > 1 else None
+    return Packed(tokens_T=torch.randint(0, 50, (sum(lengths),)), lengths=lengths, token_types_T=types)
+
+
+def padded(encoder: Encoder, batch: Packed, select_M: Tensor | None = None) -> Tensor:
+    inputs = padded_inputs(batch, encoder.config, select_M)
+    return PaddedEncoder(encoder)(**{name: torch.from_numpy(values) for name, values in inputs.items()})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.inference_mode()
+def test_every_config_equals_the_packed_encoder(name: str) -> None:
+    encoder = encoder_of(CONFIGS[name])
+    batch, select = batch_of(encoder.config), torch.tensor([3, 0, 26, 39])
+    expected = encoder(batch)
+    assert_close(padded(encoder, batch), expected, rtol=1e-5, atol=1e-5)
+    assert_close(padded(encoder, batch, select), expected[select], rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_without_rows_it_returns_the_padded_batch() -> None:
+    encoder = encoder_of(CONFIGS["bert"])
+    batch = batch_of(encoder.config).replace(token_types_T=None)
+    hidden = PaddedEncoder(encoder)(batch.to_padded(batch.tokens_T, fill=7), torch.tensor(LENGTHS))
+    assert hidden.shape == (4, 21, 24)
+    assert_close(hidden[batch.document_T, batch.positions_T], encoder(batch), rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_layers_of_uneven_width() -> None:
+    encoder = encoder_of(CONFIGS["modernbert"])
+    attention, mlp = encoder.blocks[1].attention, encoder.blocks[2].mlp
+    attention.num_heads = 2
+    attention.qkv, attention.out = StackedLinear(24, 16, 3, bias=False), nn.Linear(16, 24, bias=False)
+    mlp.up, mlp.down = StackedLinear(24, 28, 2, bias=False), nn.Linear(28, 24, bias=False)
+    batch = batch_of(encoder.config)
+    assert_close(padded(encoder, batch), encoder(batch), rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_are_shared() -> None:
+    encoder = encoder_of(CONFIGS["bert"])
+    own, theirs = list(PaddedEncoder(encoder).parameters()), list(encoder.parameters())
+    assert all(a is b for a, b in zip(own, theirs, strict=True))
+
+
+def test_a_document_longer_than_the_positions_is_refused() -> None:
+    config = bert("tiny", 50, max_len=8)
+    with pytest.raises(InputError, match="9 tokens, the model has 8 learned positions"):
+        padded_inputs(Packed.from_sequences([[1] * 9]), config, None)
