@@ -1,0 +1,47 @@
+"""The same weights as a graph in OpenVINO, which knows padded batches alone.
+
+Shapes: T packed tokens, D width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recipes.bytetransformer.mixes import Mix
+from recipes.bytetransformer.speed import Arm
+from terrazzo.nn import Encoder
+from terrazzo.packed import Packed
+from terrazzo.runtime.openvino import OpenVinoRuntime, to_openvino
+from terrazzo.tasks.batches import by_budget
+
+
+def openvino_arms(encoder: Encoder) -> dict[str, Arm]:
+    """In batches of similar length, as `encode` runs it, and all documents padded to the longest allowed."""
+    runtime = OpenVinoRuntime(to_openvino(encoder), encoder.config, streams=1, threads=1)
+    return {"openvino": lambda mix: by_length(runtime, mix), "openvino_padded": lambda mix: to_longest(runtime, mix)}
+
+
+def by_length(runtime: OpenVinoRuntime, mix: Mix) -> Tensor:
+    """Hidden states `(T, D)`, each batch padded to its own longest document."""
+    documents = mix.packed.tokens_T.split(list(mix.packed.lengths))
+    starts = np.cumsum([0, *mix.packed.lengths])
+    hidden_TD = torch.empty(mix.packed.num_tokens, runtime.config.width)
+    for rows in by_budget(mix.packed.lengths, runtime.batch_tokens):
+        own = Packed.from_sequences([documents[row].numpy() for row in rows])
+        places_T = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
+        hidden_TD[torch.from_numpy(places_T)] = runtime(own)
+    return hidden_TD
+
+
+def to_longest(runtime: OpenVinoRuntime, mix: Mix) -> Tensor:
+    """Hidden states `(T, D)` of one batch in which every document has `mix.size` places."""
+    inputs = {
+        "ids": mix.ids_BS.numpy(),
+        "lengths": mix.lengths_B.numpy(),
+        "types": np.zeros_like(mix.ids_BS.numpy()),
+        "rows": np.flatnonzero(mix.mask_BS.numpy()),
+    }
+    (hidden_TD,) = runtime.compiled(inputs).values()
+    return torch.from_numpy(hidden_TD)
