@@ -1,110 +1,174 @@
-"""The models that a server holds: each folder by its name, encoders shared, folders reloaded when they are replaced.
-
-Shapes: N inputs, D width.
-"""
+"""The models that a server holds: each folder by its name, encoders shared, folders reloaded when they are replaced."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
 
-import numpy as np
-
+from terrazzo.config import nearest
 from terrazzo.errors import InputError
-from terrazzo.tasks import Result
-from terrazzo.tasks.forward import Pooling
+from terrazzo.serve.engine import BatchStats
+from terrazzo.serve.inputs import Tokenized, TooLong, Truncate, Usage
+from terrazzo.serve.loaded import Encoders, Loaded, Signature, load_folder, signature
+from terrazzo.serve.served import CannotDo, Limits, Served
+from terrazzo.serve.settings import Settings
 
-#: True cuts what is too long; False and "error" refuse it with `TooLong`.
-Truncate = bool | Literal["error"]
-
-
-class TooLong(InputError):
-    """An input has more tokens than the model reads: `index` of the input, its `tokens`, the `limit`."""
-
-    index: int
-    tokens: int
-    limit: int
+__all__ = [
+    "CannotDo",
+    "Limits",
+    "Models",
+    "Served",
+    "Tokenized",
+    "TooLong",
+    "Truncate",
+    "UnknownModel",
+    "Usage",
+    "names_of",
+]
+log = logging.getLogger("terrazzo.serve")
+#: Is told of every batch with the name of its encoder, which is that of the first model on it.
+Hook = Callable[[str, BatchStats], None]
 
 
 class UnknownModel(InputError):
     """No model of that name is served."""
 
 
-class CannotDo(InputError):
-    """The model has no head for what was asked."""
+def names_of(folders: Sequence[str | Path]) -> dict[str, Path]:
+    """The folder of each model by its name: what `NAME=DIR` says, or the folder's own name.
+
+    Raises:
+        InputError: none, two of one name, or an empty name.
+    """
+    named: dict[str, Path] = {}
+    for folder in folders:
+        name, equals, path = str(folder).partition("=")
+        if not equals or Path(folder).exists():
+            name, path = Path(folder).resolve().name, str(folder)
+        if not name.strip() or not path:
+            raise InputError(f"{folder}: a model is given as DIR or as NAME=DIR")
+        if name in named:
+            raise InputError(f"two models are called {name!r}: {named[name]} and {path}; name one of them: NAME={path}")
+        named[name] = Path(path)
+    if not named:
+        raise InputError("no model to serve: give one folder or several")
+    return named
 
 
-@dataclass(frozen=True, kw_only=True)
-class Usage:
-    """Tokens of each input, special ones included: those that were read, and those that were cut."""
+class Models:
+    """The served models by name; `await Models.open(folders, settings)` makes one.
 
-    tokens: tuple[int, ...]
-    truncated: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """`max_len`: tokens of a document; `batch_tokens`: tokens of a batch; `queue_tokens`: tokens that may wait."""
-
-    max_len: int
-    batch_tokens: int
-    queue_tokens: int
-
-
-class Served(Protocol):
-    """One model folder in use (a contract for the routes; the class takes its place)."""
-
-    name: str
-    folder: Path
-    abilities: tuple[str, ...]  # "embed", then the task's kind, "rerank", "fill_mask", as far as the model has them
-    labels: tuple[str, ...]  # classes or tags of the task, () without; of several problems as "problem/class"
-    limits: Limits
-    fingerprint: str  # of weights, architecture, tokenizer and head
-    loaded: float  # time.time() of the load
-    runtime: Any  # terrazzo.runtime.Runtime: name, precision, config
-    engine: Any  # terrazzo.serve.engine.Engine
-
-    async def embed(
-        self,
-        inputs: Sequence[str | Sequence[int]],
-        *,
-        truncate: Truncate = True,
-        pooling: Pooling = "mean",
-        normalize: bool = True,
-    ) -> tuple[np.ndarray, Usage]: ...  # float32 (N, D)
-
-    async def predict(self, rows: Sequence[Any], *, truncate: Truncate = True) -> tuple[list[Result], Usage]: ...
-
-    async def rerank(
-        self, query: str, documents: Sequence[str], *, truncate: Truncate = True
-    ) -> tuple[np.ndarray, Usage]: ...  # float64 (N,), in the order of the documents
-
-    async def fill_mask(
-        self, texts: Sequence[str], *, top_k: int = 5, truncate: Truncate = True
-    ) -> tuple[list[list[list[Any]]], Usage]: ...  # api.Prediction: texts x masks x candidates
-
-    async def tokenize(self, texts: Sequence[str], *, special: bool = True) -> list[Tokenized]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tokenized:
-    """Token ids of a text, the tokens themselves, and their first and last-plus-one character."""
-
-    ids: list[int]
-    tokens: list[str]
-    offsets: list[tuple[int, int]]
-
-
-class Models(Protocol):
-    """The served models by name (a contract for the routes; the class takes its place).
-
-    `await Models.open(["DIR", "NAME=DIR"], settings)`; `models[name]` raises UnknownModel; `len`, iteration over
-    `Served`; `models.ready()` -> {name: why not | None}; `await models.drain(seconds)`; `await models.reload(name)`.
+    Attributes:
+        hooks: told of every batch, on the thread that ran it; append to it.
     """
 
-    def __getitem__(self, name: str) -> Served: ...
-    def __iter__(self) -> Iterator[Served]: ...
-    def __len__(self) -> int: ...
-    def ready(self) -> dict[str, str | None]: ...
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.hooks: list[Hook] = []
+        self._served: dict[str, Served] = {}
+        self._encoders = Encoders(settings, self._observe)
+        self._seen: dict[str, Signature] = {}
+        self._failed: dict[str, Signature] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._draining = False
+
+    @classmethod
+    async def open(cls, folders: Sequence[str | Path], settings: Settings | None = None) -> Models:
+        """Load every folder, on threads beside the event loop.
+
+        Raises:
+            InputError: names that are not distinct, or a folder that cannot be served.
+        """
+        models, named = cls(settings or Settings()), names_of(folders)
+        for name, path in named.items():
+            loaded = await asyncio.to_thread(load_folder, name, path, models._encoders)
+            models._served[name] = Served(name, path, loaded)
+        return models
+
+    def __getitem__(self, name: str) -> Served:
+        served = self._served.get(name)
+        if served is None:
+            raise UnknownModel(f"no model {name!r} is served here: {nearest(name, self._served)}")
+        return served
+
+    def __iter__(self) -> Iterator[Served]:
+        return iter(self._served.values())
+
+    def __len__(self) -> int:
+        return len(self._served)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server is about to stop."""
+        return self._draining
+
+    def ready(self) -> Mapping[str, str | None]:
+        """Why each model takes no requests, None where it does. Every model has embedded a text when it was loaded."""
+        return {name: "stopping" if self._draining else None for name in self._served}
+
+    async def reload(self, name: str) -> None:
+        """Load the folder of a model again and answer from it; requests under way end on what they began with.
+
+        Raises:
+            UnknownModel; InputError: the folder cannot be served; the model goes on as it was.
+        """
+        served = self[name]
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            began = time.monotonic()
+            loaded = await asyncio.to_thread(load_folder, name, served.folder, self._encoders)
+            task = asyncio.create_task(self._retire(served.replace(loaded)))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+            log.info("model %s reloaded in %.1f s: %s", name, time.monotonic() - began, loaded.fingerprint)
+
+    async def poll(self) -> list[str]:
+        """Reload the models whose folders were replaced and have not changed since the last poll, and name them.
+
+        A folder that cannot be served is logged once, and its model goes on as it was.
+        """
+        reloaded = []
+        for served in list(self):
+            before, seen = self._seen.get(served.name), await asyncio.to_thread(signature, served.folder)
+            self._seen[served.name] = seen
+            if seen != before or seen in ((), served.loaded.signature, self._failed.get(served.name)):
+                continue
+            try:
+                await self.reload(served.name)
+                reloaded.append(served.name)
+            except Exception as error:
+                self._failed[served.name] = seen
+                known = isinstance(error, InputError)
+                log.error("model %s stays as it was: %s", served.name, error, exc_info=None if known else error)
+        return reloaded
+
+    async def watch(self) -> None:
+        """Poll for ever, every `reload_seconds`."""
+        while self.settings.reload_seconds:
+            await asyncio.sleep(self.settings.reload_seconds)
+            await self.poll()
+
+    async def drain(self, seconds: float) -> bool:
+        """Take nothing new, and end what is under way; whether all of it ended within `seconds`."""
+        self._draining = True
+        engines = {id(served.engine): served.engine for served in self}.values()
+        ended = await asyncio.gather(*(engine.drain(seconds) for engine in engines), self._retired(seconds))
+        return all(ended)
+
+    async def _retire(self, old: Loaded) -> None:
+        await old.unused()
+        await self._encoders.release(old.encoder, self.settings.drain_seconds)
+
+    async def _retired(self, seconds: float) -> bool:
+        """Whether what was replaced ends within `seconds`."""
+        if not self._retiring:
+            return True
+        _, late = await asyncio.wait(self._retiring, timeout=seconds)
+        return not late
+
+    def _observe(self, name: str, stats: BatchStats) -> None:
+        for hook in self.hooks:
+            hook(name, stats)

@@ -26,6 +26,7 @@ class Settings:
         max_wait: seconds that a batch which is not full waits for company.
         max_texts: texts, documents or rows of one request.
         max_body_bytes: of one request.
+        device: where PyTorch runs; None is the CPU.
         threads: processor cores for the models; None takes those that this process may use.
         drain_seconds: how long requests under way have to end when the server is told to stop.
         reload_seconds: how often folders are looked at for a replacement; 0 never.
@@ -42,6 +43,7 @@ class Settings:
     max_wait: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_texts: Whole = 2048
     max_body_bytes: Whole = 8 * 2**20
+    device: str | None = None
     threads: Whole | None = None
     drain_seconds: Annotated[float, Field(ge=0)] = 30.0
     reload_seconds: Annotated[float, Field(ge=0)] = 1.0

@@ -1,0 +1,292 @@
+"""What one model folder becomes in memory: a tokenizer, a head, and its encoder behind an engine that others share.
+
+Shapes: D width, M masked positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+from terrazzo.api import Model, Prediction, load
+from terrazzo.checkpoint.tokenizer import special_ids
+from terrazzo.config import to_dict
+from terrazzo.errors import InputError
+from terrazzo.nn import EncoderConfig, MaskedLM
+from terrazzo.packed import Packed
+from terrazzo.runtime import Runtime, TorchRuntime
+from terrazzo.serve.engine import BatchStats, Engine
+from terrazzo.serve.inputs import encode_inputs
+from terrazzo.serve.settings import Settings
+from terrazzo.tasks import Task
+from terrazzo.tasks.forward import EncoderLike, Forward, answer, embed, run
+from terrazzo.tasks.label import LabelTask
+from terrazzo.tasks.model import model_fingerprint, model_folder
+from terrazzo.tasks.multi import MultiTask
+from terrazzo.tasks.tag import TagTask
+
+#: Files of a folder that make the model, with inode, time and size of each.
+Signature = tuple[tuple[str, int, int, int], ...]
+_SUFFIXES = (".safetensors", ".json", ".xml", ".onnx", ".bin", ".txt")
+#: Texts and their number with which an encoder is run before it is served; the first is what `canary` embeds.
+_WARM_UP = (("terrazzo", 1), ("a few words to begin with", 8), ("a longer text, as most of them are " * 12, 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """The head of a task: the forward that gives its outputs, and the length of document that it was trained with."""
+
+    task: Task
+    answer: Forward
+    max_len: int
+
+
+@dataclass(kw_only=True)
+class SharedEncoder:
+    """An encoder that one or several heads run on, and its engine; `name` is that of the first model on it."""
+
+    key: str
+    name: str
+    runtime: Runtime
+    engine: Engine
+    users: int = 0
+
+
+@dataclass(kw_only=True)
+class Loaded:
+    """A model folder in memory.
+
+    Args:
+        tokenizer: gives model-ready ids, special tokens included.
+        head: of the task, where there is one.
+        fill: the forward that fills masks with so many candidates each, where there is a masked-language-model head.
+        mask_id: id of the mask token, -1 without.
+        fingerprint: of weights, architecture and tokenizer; signature: what tells that the folder was replaced.
+        canary: embedding `(D,)` of a fixed text.
+        at: seconds since 1970.
+    """
+
+    encoder: SharedEncoder
+    tokenizer: Tokenizer
+    head: Head | None
+    fill: Callable[[int], Forward] | None
+    mask_id: int
+    fingerprint: str
+    signature: Signature
+    canary: np.ndarray
+    at: float = field(default_factory=time.time)
+    _users: int = 0
+    _idle: asyncio.Event | None = None
+
+    @property
+    def engine(self) -> Engine:
+        return self.encoder.engine
+
+    @property
+    def config(self) -> EncoderConfig:
+        return self.encoder.runtime.config
+
+    @property
+    def max_len(self) -> int:
+        """Tokens of a document of the task, or of a text to embed."""
+        return self.config.max_len if self.head is None else self.head.max_len
+
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        task = () if self.head is None else (self.head.task.kind,)
+        return ("embed", "rerank", *task, *(() if self.fill is None else ("fill_mask",)))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        task = None if self.head is None else self.head.task
+        if isinstance(task, LabelTask):
+            return task.classes
+        if isinstance(task, TagTask):
+            return task.labels
+        if isinstance(task, MultiTask):
+            return tuple(f"{problem.name}/{name}" for problem in task.problems for name in problem.classes)
+        return ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        task = None if self.head is None else self.head.task
+        return tuple(problem.name for problem in task.problems) if isinstance(task, MultiTask) else ()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While a request reads from it; only on the event loop."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users and self._idle is not None:
+                self._idle.set()
+
+    async def unused(self) -> None:
+        """Return when no request reads from it any more; nobody may begin to."""
+        self._idle = asyncio.Event()
+        if self._users:
+            await self._idle.wait()
+
+
+def signature(path: Path) -> Signature:
+    """What tells that the folder was replaced or a file of it rewritten; cheap, () while there is no folder."""
+    try:
+        files = [file for file in sorted(model_folder(path).iterdir()) if file.suffix in _SUFFIXES]
+        stats = [(file.name, file.stat()) for file in files]
+    except (OSError, InputError):
+        return ()
+    return tuple((name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
+
+
+class Encoders:
+    """The encoders in use, each once, whatever folders it came from.
+
+    Args:
+        observe: is told of every batch with the name of its encoder.
+    """
+
+    def __init__(self, settings: Settings, observe: Callable[[str, BatchStats], None]) -> None:
+        self.settings, self._observe = settings, observe
+        self._known: dict[str, SharedEncoder] = {}
+        self._lock = threading.Lock()
+
+    def acquire(self, key: str, name: str, runtime: Runtime) -> SharedEncoder:
+        """The encoder of this key, new or shared."""
+        with self._lock:
+            shared = self._known.get(key)
+            if shared is None:
+                engine = Engine(
+                    runtime,
+                    max_batch_tokens=self.settings.max_batch_tokens,
+                    max_queue_tokens=self.settings.max_queue_tokens,
+                    max_wait=self.settings.max_wait,
+                    observe=functools.partial(self._observe, name),
+                )
+                shared = self._known[key] = SharedEncoder(key=key, name=name, runtime=runtime, engine=engine)
+            shared.users += 1
+            return shared
+
+    async def release(self, shared: SharedEncoder, seconds: float) -> bool:
+        """Give an encoder back; the last one to do so ends its engine. Whether everything ended in time."""
+        with self._lock:
+            shared.users -= 1
+            if shared.users:
+                return True
+            del self._known[shared.key]
+        return await shared.engine.drain(seconds)
+
+
+def load_folder(name: str, path: Path, encoders: Encoders) -> Loaded:
+    """Open a model folder, run it a few times, and put its encoder behind the engine of its like.
+
+    Raises:
+        InputError: no model that can be served.
+    """
+    seen = signature(path)
+    model = load(path, encoders.settings.device)
+    runtime = runtime_of(model)
+    canary = warm_up(model, runtime, path, encoders.settings.warm_up)
+    fingerprint = model_fingerprint(model_folder(path))
+    mask_id = special_ids(model.tokenizer).get("mask", -1)
+    shared = encoders.acquire(encoder_key(path, runtime), name, runtime)
+    return Loaded(
+        encoder=shared,
+        tokenizer=model.tokenizer,
+        head=head_of(model, shared.runtime),
+        fill=None if mask_id < 0 else fill_of(model, shared.runtime),
+        mask_id=mask_id,
+        fingerprint=fingerprint,
+        signature=seen,
+        canary=canary,
+    )
+
+
+def runtime_of(model: Model) -> Runtime:
+    """What runs the model's encoder."""
+    return TorchRuntime(model.encoder)
+
+
+def encoder_key(path: Path, runtime: Runtime) -> str:
+    """A hash of what an encoder computes: equal keys, equal hidden states."""
+    about = {"runtime": runtime.name, "precision": runtime.precision, "config": to_dict(runtime.config)}
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    if isinstance(runtime, TorchRuntime):
+        for name, tensor in sorted(runtime.encoder.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    else:
+        for file in sorted(model_folder(path).glob("encoder.*")):
+            with open(file, "rb") as graph:
+                digest.update(file.name.encode() + hashlib.file_digest(graph, "sha256").digest())
+    return digest.hexdigest()
+
+
+def head_of(model: Model, runtime: Runtime) -> Head | None:
+    """The head of a model's task, whose encoder from now on is the one of `runtime`."""
+    if model.predictor is None:
+        return None
+    network = model.predictor.model
+    if isinstance(runtime, TorchRuntime):
+        network.encoder = runtime.encoder  # the model's own copy is freed
+    return Head(task=network.task, answer=answer(network), max_len=model.predictor.max_len)
+
+
+def fill_of(model: Model, runtime: Runtime) -> Callable[[int], Forward] | None:
+    """Forwards for so many candidates a mask, where the model has a masked-language-model head that sees both sides."""
+    network = model.network
+    if not isinstance(network, MaskedLM) or model.config.causal:
+        return None
+    if isinstance(runtime, TorchRuntime):
+        network.encoder = runtime.encoder
+    return functools.cache(functools.partial(filling, network, model.tokenizer))
+
+
+def filling(network: MaskedLM, tokenizer: Tokenizer, top_k: int) -> Forward:
+    """The `top_k` likeliest tokens at every selected position of each document, best first."""
+
+    def forward(encoder: EncoderLike, batch: Packed) -> Sequence[list[list[Prediction]]]:
+        assert batch.masked_M is not None, "no masks"
+        hidden_MD = network.head(encoder(batch, batch.masked_M))
+        weight_VD = network.encoder.embeddings.tokens.weight[: network.config.vocab_size]
+        bias_V = None if network.head.bias is None else network.head.bias[: network.config.vocab_size]
+        logits_MV = F.linear(hidden_MD, weight_VD, bias_V).float()
+        best = logits_MV.softmax(-1).topk(min(top_k, network.config.vocab_size))
+        found = [
+            [Prediction(token=tokenizer.decode([i]), id=i, probability=p) for p, i in zip(*pair, strict=True)]
+            for pair in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        ends = torch.searchsorted(batch.masked_M, batch.cu_seqlens[1:].long()).tolist()
+        return [found[first:last] for first, last in zip([0, *ends], ends, strict=False)]
+
+    return forward
+
+
+def warm_up(model: Model, runtime: Runtime, path: Path, several: bool) -> np.ndarray:
+    """Run a few shapes; the embedding `(D,)` of the first text.
+
+    Raises:
+        InputError: it is not finite: the weights are damaged.
+    """
+    forward, canary = embed(), np.zeros(0)
+    for text, count in _WARM_UP if several else _WARM_UP[:1]:
+        (document,) = encode_inputs(model.tokenizer, [text], model.config.max_len, model.config.vocab_size)
+        vectors = run(runtime, [document] * count, [forward] * count)
+        canary = canary if len(canary) else vectors[0]
+    if not np.isfinite(canary).all():
+        raise InputError(f"{path}: the encoder gives numbers that are not finite: its weights are damaged")
+    return canary
