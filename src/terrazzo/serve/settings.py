@@ -21,6 +21,7 @@ class Settings:
         host: address to listen on; only this machine reaches the default.
         port: TCP port; 0 takes a free one.
         api_key_file: one key a line; None lets everybody in.
+        allow_origins: addresses such as https://example.org whose pages may call the server; none but its own if empty.
         max_batch_tokens: tokens that run together, padding counted; None takes what the runtime says is fastest.
         max_queue_tokens: tokens that may wait for one encoder; beyond it requests are refused with a time to come back.
         max_wait: seconds that a batch which is not full waits for company.
@@ -38,6 +39,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     api_key_file: Path | None = None
+    allow_origins: tuple[str, ...] = ()
     max_batch_tokens: Whole | None = None
     max_queue_tokens: Whole = 262_144
     max_wait: Annotated[float, Field(ge=0, le=1)] = 0.0
