@@ -5,7 +5,9 @@ Shapes: T packed tokens, B documents, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,9 +25,19 @@ from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig, MaskedLM
 from terrazzo.nn.backends import BACKENDS
 from terrazzo.packed import Packed
+from terrazzo.runtime import Runtime, TorchRuntime
+from terrazzo.runtime.folder import cautions, is_exported, open_runtime, read_record
+from terrazzo.runtime.machine import this_machine
 from terrazzo.tasks import Result
 from terrazzo.tasks.batches import by_budget
-from terrazzo.tasks.model import HOW_TO_FINETUNE, LoadedTask, is_task_folder, load_task_model, model_folder
+from terrazzo.tasks.model import (
+    HOW_TO_FINETUNE,
+    LoadedTask,
+    is_task_folder,
+    load_task_head,
+    load_task_model,
+    model_folder,
+)
 from terrazzo.tasks.predict import Predictor, Row
 
 Pooling = Literal["mean", "cls", "max"]
@@ -51,14 +63,17 @@ def load(
 ) -> Model:
     """Open a model folder, ours or a published one, for use; what pretrain and finetune wrote stands for its model.
 
+    What `export` wrote runs on its own runtime; every other folder, and one asked for on a device, in a dtype or with a
+    backend, on PyTorch.
+
     Args:
         device: where it runs; None is the CPU.
         dtype: of its parameters; None is fp32.
         backend: attention backend by name; None takes the device's default.
 
     Raises:
-        InputError: not a model folder, no tokenizer in it, a tokenizer of another model, a damaged task, an unknown
-            backend or device.
+        InputError: not a model folder, no tokenizer in it, a tokenizer of another model, a damaged task, a damaged or
+            partial export, an unknown backend or device.
     """
     try:
         chosen = torch.device(device or "cpu")
@@ -71,6 +86,8 @@ def load(
     if backend is not None and backend not in BACKENDS:
         raise InputError(f"backend={backend!r}: {nearest(backend, BACKENDS)}")
     folder = model_folder(path)
+    if is_exported(folder) and (device, dtype, backend) == (None, None, None):
+        return _exported(folder)
     if is_task_folder(folder):
         loaded = load_task_model(folder, device, dtype or torch.float32, backend)
         return Model(loaded.model.encoder, loaded.tokenizer, loaded)
@@ -78,22 +95,47 @@ def load(
     return Model(network, load_tokenizer(folder, network.config))
 
 
+def _exported(folder: Path) -> Model:
+    """What `export` wrote, on its runtime; its weights in PyTorch are read when something asks for them."""
+    for caution in cautions(read_record(folder), this_machine()):
+        warnings.warn(f"{folder}: {caution}", stacklevel=3)
+    runtime = open_runtime(folder)
+    task = load_task_head(folder) if is_task_folder(folder) else None
+    tokenizer = load_tokenizer(folder, runtime.config) if task is None else task.tokenizer
+    return Model(functools.partial(load_model, folder), tokenizer, task, runtime)
+
+
 class Model:
     """An encoder with its tokenizer, in inference mode.
 
     Args:
-        network: the encoder, with or without the masked-language-model head.
+        network: the encoder, with or without the masked-language-model head, or what reads it when it is first needed.
         tokenizer: gives model-ready ids, special tokens included.
         task: the task whose head was trained on the encoder, where there is one.
+        runtime: what runs the encoder; None is PyTorch.
     """
 
-    def __init__(self, network: MaskedLM | Encoder, tokenizer: Tokenizer, task: LoadedTask | None = None) -> None:
-        self.network, self.tokenizer = network.eval(), tokenizer
-        self.predictor = None if task is None else Predictor(task.model, tokenizer, task.max_len)
+    def __init__(
+        self,
+        network: MaskedLM | Encoder | Callable[[], MaskedLM | Encoder],
+        tokenizer: Tokenizer,
+        task: LoadedTask | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self._network, self.tokenizer = network, tokenizer
+        self.runtime: Runtime = TorchRuntime(self.encoder) if runtime is None else runtime
+        self.predictor = None if task is None else Predictor(task.model, tokenizer, task.max_len, runtime=self.runtime)
+
+    @property
+    def network(self) -> MaskedLM | Encoder:
+        """The model in PyTorch; of an exported folder, read when first asked for."""
+        if not isinstance(self._network, (MaskedLM, Encoder)):
+            self._network = self._network()
+        return self._network.eval()
 
     @property
     def config(self) -> EncoderConfig:
-        return self.network.config
+        return self.runtime.config
 
     @property
     def encoder(self) -> Encoder:
@@ -130,7 +172,7 @@ class Model:
         documents = self._tokenize(_checked(texts), self._checked_max_len(max_len))
         vectors = np.zeros((len(documents), self.config.width), dtype=np.float32)
         for rows in by_budget([len(ids) for ids in documents], batch_tokens):
-            batch = Packed.from_sequences([documents[row] for row in rows]).to(self.device)
+            batch = Packed.from_sequences([documents[row] for row in rows])
             vectors[rows] = self._vectors(batch, pooling, normalize).cpu().numpy()
         return vectors
 
@@ -203,10 +245,11 @@ class Model:
     @torch.inference_mode()
     def _vectors(self, batch: Packed, pooling: Pooling, normalize: bool) -> Tensor:
         if pooling == "cls":
-            vectors_BD = self.encoder(batch, batch.cu_seqlens[:-1]).float()
+            vectors_BD = self.runtime(batch, batch.cu_seqlens[:-1]).float()
         else:
-            lengths_B = batch.cu_seqlens.diff().long()
-            vectors_BD = torch.segment_reduce(self.encoder(batch).float(), pooling, lengths=lengths_B, unsafe=True)
+            hidden_TD = self.runtime(batch).float()
+            lengths_B = batch.cu_seqlens.diff().long().to(hidden_TD.device)
+            vectors_BD = torch.segment_reduce(hidden_TD, pooling, lengths=lengths_B, unsafe=True)
         return F.normalize(vectors_BD) if normalize else vectors_BD
 
 

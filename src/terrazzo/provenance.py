@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "triton", "numpy", "tokenizers", "safetensors", "pydantic", "transformers", "scikit-learn")
-_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
+_X86_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+_CPU_FLAGS = (*_X86_FLAGS, "asimd", "asimddp", "i8mm", "bf16", "sve")
 _CODE = ("src", "recipes", "benchmarks", "pyproject.toml", ":(exclude)*/results/*")
 
 

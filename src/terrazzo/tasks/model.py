@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from terrazzo.checkpoint import atomic_folder, empty_model, load_model, load_tokenizer, write_model
+from terrazzo.checkpoint import atomic_folder, empty_model, load_config, load_model, load_tokenizer, write_model
 from terrazzo.checkpoint.atomic import standing
 from terrazzo.checkpoint.folder import CONFIG
 from terrazzo.checkpoint.tensors import write_tensors
@@ -157,6 +157,27 @@ def load_task_model(
     if not is_task_folder(folder):
         raise InputError(f"{folder}: a model without the head of a task: {HOW_TO_FINETUNE}")
     assert isinstance(encoder, Encoder), "a task folder holds no masked-language-model head"
+    return _with_head(folder, encoder, device, dtype, merge)
+
+
+def load_task_head(path: str | Path) -> LoadedTask:
+    """The head and tokenizer of a task folder whose encoder runs elsewhere: the one here has shapes and no values.
+
+    Raises:
+        InputError: as `load_task_model`, and a folder whose adapters are not merged.
+    """
+    folder = model_folder(path)
+    encoder = empty_model(load_config(folder), with_head=False)
+    assert isinstance(encoder, Encoder)
+    loaded = _with_head(folder, encoder, None, torch.float32, merge=False)
+    if loaded.adapter is not None:
+        raise InputError(f"{folder / TASK}: its adapters are not merged, a runtime runs none: export the model again")
+    return loaded
+
+
+def _with_head(
+    folder: Path, encoder: Encoder, device: torch.device | str | None, dtype: torch.dtype | None, merge: bool
+) -> LoadedTask:
     file = _read_task(folder / TASK)
     with torch.random.fork_rng(devices=[]):  # first weights are drawn only to be replaced
         model = TaskModel(encoder, file.task)

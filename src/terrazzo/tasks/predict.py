@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from terrazzo.config import to_dict
 from terrazzo.errors import InputError
 from terrazzo.tasks.batches import by_budget, collate
+from terrazzo.tasks.forward import EncoderLike, answer
 from terrazzo.tasks.model import TaskModel
 from terrazzo.tasks.rows import example_of
 from terrazzo.tasks.task import BadRow, Encoded, Example, Result, Task
@@ -33,12 +34,19 @@ class Predictor:
         max_len: tokens of a document, special ones included; what is longer is cut or read in windows, as the task has
             it.
         fields: column names of rows with named fields, by what they mean: {"text": "tweet"}.
+        runtime: what runs the encoder; None is the model's own.
     """
 
     def __init__(
-        self, model: TaskModel, tokenizer: Tokenizer, max_len: int, fields: Mapping[str, str] | None = None
+        self,
+        model: TaskModel,
+        tokenizer: Tokenizer,
+        max_len: int,
+        fields: Mapping[str, str] | None = None,
+        runtime: EncoderLike | None = None,
     ) -> None:
         self.model, self.tokenizer, self.max_len = model.eval(), tokenizer, max_len
+        self.runtime = runtime
         self.fields = dict(fields or {})
 
     @property
@@ -83,12 +91,12 @@ class Predictor:
 
     @torch.inference_mode()
     def _run(self, documents: Sequence[Encoded], batch_tokens: int) -> list[np.ndarray]:
-        device = next(self.model.parameters()).device
+        encoder, device = self.runtime or self.model.encoder, next(self.model.head.parameters()).device
+        forward = answer(self.model)
         outputs: dict[int, np.ndarray] = {}
         for chosen in by_budget([len(document.ids) for document in documents], batch_tokens):
             batch = collate([documents[index] for index in chosen]).to(device)
-            parts = self.task.split(self.model(batch), batch)
-            outputs.update(zip(chosen.tolist(), parts, strict=True))
+            outputs.update(zip(chosen.tolist(), forward(encoder, batch), strict=True))
         return [outputs[index] for index in range(len(documents))]
 
 
