@@ -14,7 +14,7 @@ from terrazzo.serve.engine import BatchStats
 from terrazzo.serve.inputs import Tokenized, TooLong, Truncate, Usage
 from terrazzo.serve.loaded import Encoders, Loaded, Signature, load_folder, signature
 from terrazzo.serve.served import CannotDo, Limits, Served
-from terrazzo.serve.settings import Settings
+from terrazzo.serve.settings import Settings, names_of
 
 __all__ = [
     "CannotDo",
@@ -26,7 +26,6 @@ __all__ = [
     "Truncate",
     "UnknownModel",
     "Usage",
-    "names_of",
 ]
 log = logging.getLogger("terrazzo.serve")
 #: Is told of every batch with the name of its encoder, which is that of the first model on it.
@@ -35,27 +34,6 @@ Hook = Callable[[str, BatchStats], None]
 
 class UnknownModel(InputError):
     """No model of that name is served."""
-
-
-def names_of(folders: Sequence[str | Path]) -> dict[str, Path]:
-    """The folder of each model by its name: what `NAME=DIR` says, or the folder's own name.
-
-    Raises:
-        InputError: none, two of one name, or an empty name.
-    """
-    named: dict[str, Path] = {}
-    for folder in folders:
-        name, equals, path = str(folder).partition("=")
-        if not equals or Path(folder).exists():
-            name, path = Path(folder).resolve().name, str(folder)
-        if not name.strip() or not path:
-            raise InputError(f"{folder}: a model is given as DIR or as NAME=DIR")
-        if name in named:
-            raise InputError(f"two models are called {name!r}: {named[name]} and {path}; name one of them: NAME={path}")
-        named[name] = Path(path)
-    if not named:
-        raise InputError("no model to serve: give one folder or several")
-    return named
 
 
 class Models:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -56,3 +57,24 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.host:
             raise InputError("host: there is none; 127.0.0.1 is this machine alone, 0.0.0.0 every address of it")
+
+
+def names_of(folders: Sequence[str | Path]) -> dict[str, Path]:
+    """The folder of each model by its name: what `NAME=DIR` says, or the folder's own name.
+
+    Raises:
+        InputError: none, two of one name, or an empty name.
+    """
+    named: dict[str, Path] = {}
+    for folder in folders:
+        name, equals, path = str(folder).partition("=")
+        if not equals or Path(folder).exists():
+            name, path = Path(folder).resolve().name, str(folder)
+        if not name.strip() or not path:
+            raise InputError(f"{folder}: a model is given as DIR or as NAME=DIR")
+        if name in named:
+            raise InputError(f"two models are called {name!r}: {named[name]} and {path}; name one of them: NAME={path}")
+        named[name] = Path(path)
+    if not named:
+        raise InputError("no model to serve: give one folder or several")
+    return named
