@@ -257,24 +257,39 @@ function drawSimilarity(reply, request) {
   return [headline(best.toFixed(3), others.length > 1 ? "cosine of the nearest" : "cosine"), bars(rows, 50)];
 }
 
+/** The one result of an answer; a row that could not be used holds an error instead. */
+function onlyResult(reply) {
+  const [result] = reply.data;
+  if (result.error) throw new Refusal(result.error.message, 422);
+  return result;
+}
+
+const cutNote = (result) => result.truncated && element("p", { class: "note" }, `${plural(result.truncated, "token")} at the end did not fit and ${result.truncated === 1 ? "was" : "were"} not read.`);
+
 function drawClasses(reply) {
-  const [answer] = reply.results;
-  return [headline(answer.label)];
+  const result = onlyResult(reply);
+  const chosen = new Set(result.labels ?? [result.label]);
+  const rows = result.scores.map(({ label, score }) => ({ name: label, share: score, number: percent(score), chosen: chosen.has(label) }));
+  const title = result.labels ? result.labels.join(", ") || "none of the classes" : result.label;
+  return [headline(title, result.labels ? "" : percent(result.score)), bars(rows), cutNote(result)];
 }
 
 function drawValue(reply) {
-  return [headline(String(reply.results[0].score))];
+  const result = onlyResult(reply);
+  return [headline(result.score.toFixed(3)), cutNote(result)];
 }
 
 function drawTags(reply, request, model) {
-  const { spans } = reply.results[0];
+  const result = onlyResult(reply);
   const hueOf = hues(model.labels);
-  if (!spans.length) return [marked(request.input, [], hueOf), element("p", { class: "none" }, "Nothing is tagged.")];
-  return [marked(request.input, spans, hueOf), spanTable(spans, hueOf)];
+  const list = result.spans.length ? spanTable(result.spans, hueOf) : element("p", { class: "none" }, "Nothing is tagged.");
+  return [marked(request.input, result.spans, hueOf), list, cutNote(result)];
 }
 
 function drawAnswer(reply, request) {
-  return [headline(reply.answer), marked(request.context, [reply], () => 1)];
+  const result = onlyResult(reply);
+  if (result.answer == null) return [headline("No answer in this text", percent(result.score)), cutNote(result)];
+  return [headline(result.answer, percent(result.score)), marked(request.context, [result], () => 1), cutNote(result)];
 }
 
 function drawRanking(reply, request) {
@@ -296,8 +311,19 @@ function moved(places) {
   return element("span", { class: `moved ${way}`, title: `${way} ${plural(Math.abs(places), "place")}` }, `${sign}${Math.abs(places)}`);
 }
 
-function drawGaps(reply) {
-  return reply.results[0].map((gap) => bars(gap.map((guess) => ({ name: guess.token, share: guess.score, number: percent(guess.score) }))));
+function drawGaps(reply, request, model) {
+  const { masks } = onlyResult(reply);
+  const best = masks.map((guesses, i) => ({ label: "", text: guesses[0].token.trim(), hue: i }));
+  const drawn = element("p", { class: "marked", dir: "auto" });
+  request.input.split(model.mask).forEach((part, i) => {
+    const guess = i > 0 && best[i - 1];
+    drawn.append(guess ? element("mark", { class: `hue-${guess.hue % 8}` }, guess.text) : i ? model.mask : "", part);
+  });
+  const lists = masks.flatMap((guesses, i) => [
+    masks.length > 1 ? element("h3", {}, `Gap ${i + 1}`) : null,
+    bars(guesses.map((guess, place) => ({ name: guess.token.trim() || `“${guess.token}”`, share: guess.probability, number: percent(guess.probability), chosen: !place }))),
+  ]);
+  return [drawn, ...lists];
 }
 
 // ---- Panels ------------------------------------------------------------------------------------------------------
@@ -342,6 +368,10 @@ class Panel {
     return this.models.find((model) => model.name === this.fields.model.value);
   }
 
+  values() {
+    return Object.fromEntries([...this.fields].filter((field) => field.name).map((field) => [field.name, field.value]));
+  }
+
   takeModel() {
     const { model } = this;
     this.find(".facts").textContent = summary(model);
@@ -366,7 +396,7 @@ class Panel {
     const controller = new AbortController();
     this.controller = controller;
     const { model } = this;
-    const request = this.task.request(Object.fromEntries(new FormData(this.form)), model);
+    const request = this.task.request(this.values(), model);
     const body = JSON.stringify(request);
     this.find(".curl code").textContent = curl(this.task.path, body);
     const done = this.wait();
@@ -404,7 +434,7 @@ class Panel {
   }
 
   show(drawn) {
-    this.find(".result").replaceChildren(...drawn);
+    this.find(".result").replaceChildren(...drawn.filter((part) => part != null && part !== 0));
   }
 
   refuse(error) {
@@ -488,12 +518,16 @@ function readMetrics(text) {
   return samples;
 }
 
+/** Routes that do no model's work: this page, its polls and those who watch the server. */
+const IDLE_ROUTE = /^(other$|\/($|page\/|metrics|info|health|openapi|v1\/models))/;
+
 /** What one poll says: totals of counters, and the cumulative histogram of seconds a request. */
 function totals(samples, at) {
-  const sum = (name) => samples.filter((sample) => sample.name === name).reduce((all, sample) => all + sample.value, 0);
+  const atWork = samples.filter((sample) => !IDLE_ROUTE.test(sample.labels.route ?? ""));
+  const sum = (name) => atWork.filter((sample) => sample.name === name).reduce((all, sample) => all + sample.value, 0);
   const buckets = new Map();
-  for (const { name, labels, value } of samples) {
-    if (name !== METRICS.bucket) continue;
+  for (const { name, labels, value } of atWork) {
+    if (name !== "terrazzo_request_seconds_bucket") continue;
     const bound = Number(labels.le.replace("Inf", "Infinity"));
     buckets.set(bound, (buckets.get(bound) ?? 0) + value);
   }
@@ -511,3 +545,181 @@ function quantile(share, before, after) {
   if (bounds[index] === Infinity) return low;
   return low + ((bounds[index] - low) * (wanted - below)) / (counts[index] - below);
 }
+
+/** Polls the metrics while the page and this part of it can be seen; `budget`: tokens of a full batch. */
+class Live {
+  constructor(budget) {
+    this.budget = budget;
+    this.polls = [];
+    this.rates = [];
+    this.seen = false;
+    new IntersectionObserver(([entry]) => this.look((this.seen = entry.isIntersecting))).observe(byId("live"));
+    document.addEventListener("visibilitychange", () => this.look());
+  }
+
+  look() {
+    const wanted = this.seen && document.visibilityState === "visible";
+    if (wanted && this.timer == null) {
+      this.polls = []; // rates over a time that nobody watched say little
+      this.timer = setInterval(() => this.poll(), POLL_MS);
+      this.poll();
+    } else if (!wanted) {
+      clearInterval(this.timer);
+      this.timer = null;
+    }
+  }
+
+  async poll() {
+    if (this.asking) return;
+    this.asking = true;
+    try {
+      const text = await ask("metrics", null, { plain: true, signal: AbortSignal.timeout(5 * POLL_MS) });
+      this.polls.push(totals(readMetrics(text), performance.now() / 1000));
+      this.polls.splice(0, this.polls.length - 6);
+      showState(true);
+      this.draw();
+    } catch (error) {
+      byId("live-note").hidden = false;
+      byId("live-note").textContent = error.message;
+      if (error.status === 0) showState(false);
+    } finally {
+      this.asking = false;
+    }
+  }
+
+  draw() {
+    const [first, last] = [this.polls[0], this.polls.at(-1)];
+    const before = this.polls.at(-2) ?? last;
+    const rate = (name) => (last.sum(name) - before.sum(name)) / Math.max(0.001, last.at - before.at);
+    const gained = (name) => last.sum(name) - first.sum(name);
+    const [fast, slow] = [quantile(0.5, first, last), quantile(0.95, first, last)];
+    const [batches, tokens] = [gained("terrazzo_batch_documents_count"), gained("terrazzo_batch_tokens_sum")];
+    const shown = {
+      "live-requests": rate("terrazzo_requests_total").toFixed(1),
+      "live-texts": rate("terrazzo_inputs_total").toFixed(1),
+      "live-tokens": Math.round(rate("terrazzo_tokens_total")).toLocaleString("en"),
+      "live-p50": fast == null ? "–" : duration(fast),
+      "live-p95": slow == null ? "–" : duration(slow),
+      "live-queue": last.sum("terrazzo_queue_documents").toLocaleString("en"),
+      "live-batch": batches ? (gained("terrazzo_batch_documents_sum") / batches).toFixed(1) : "–",
+      "live-fill": batches ? percent(tokens / batches / this.budget) : "–",
+    };
+    for (const [id, text] of Object.entries(shown)) byId(id).textContent = text;
+    byId("figures").hidden = false;
+    byId("live-note").hidden = true;
+    if (last !== before) this.drawCourse(rate("terrazzo_inputs_total"));
+  }
+
+  drawCourse(rate) {
+    this.rates.push(rate);
+    this.rates.splice(0, this.rates.length - KEPT_POLLS);
+    byId("live-chart").hidden = this.rates.length < 2;
+    const top = Math.max(1, ...this.rates);
+    const points = this.rates.map((value, i) => `${300 - (this.rates.length - 1 - i) * (300 / (KEPT_POLLS - 1))} ${58 - (54 * value) / top}`);
+    byId("live-line").setAttribute("d", `M${points.join("L")}`);
+    byId("live-area").setAttribute("d", `M${points[0].split(" ")[0]} 60L${points.join("L")}L300 60Z`);
+    byId("live-span").textContent = `the last ${duration((this.rates.length * POLL_MS) / 1000)}, up to ${top.toFixed(1)}`;
+  }
+}
+
+// ---- Start -------------------------------------------------------------------------------------------------------
+
+function showState(ready, text = ready ? "ready" : "no answer") {
+  byId("state").className = `state ${ready ? "ready" : "down"}`;
+  byId("state").textContent = text;
+}
+
+/** What the page needs of a model in /info. */
+function described(info) {
+  const size = info.parameters >= 1e6 ? `${(info.parameters / 1e6).toFixed(1)} M parameters` : `${Math.round(info.parameters / 1000)} k parameters`;
+  return {
+    name: info.name,
+    can: new Set(info.abilities),
+    pair: info.pair,
+    labels: info.labels,
+    problems: info.problems,
+    mask: info.mask ?? "[MASK]",
+    maxLen: info.max_len,
+    size,
+    runtime: `${info.runtime} ${info.precision}`,
+    info,
+  };
+}
+
+const WORDS = { embed: "similarity", classify: "classes", regression: "a value", tag: "tags", qa: "answers", rerank: "ranking", fill_mask: "gaps" };
+
+function modelCard(model) {
+  const { info } = model;
+  const facts = [
+    ["gives", info.abilities.map((ability) => WORDS[ability] ?? ability).join(", ")],
+    ["classes", info.labels.length ? `${info.labels.length}: ${info.labels.slice(0, 4).join(", ")}${info.labels.length > 4 ? ", …" : ""}` : null],
+    ["problems", info.problems.join(", ") || null],
+    ["size", `${model.size}, vectors of ${info.width}`],
+    ["runs on", model.runtime],
+    ["reads", `up to ${plural(info.max_len, "token")} an input`],
+    ["batches", `up to ${plural(info.batch_tokens, "token")}; ${info.queue_tokens.toLocaleString("en")} may wait`],
+    ["loaded", new Date(1000 * info.loaded).toLocaleString()],
+    ["fingerprint", info.fingerprint.slice(0, 16)],
+  ];
+  const list = facts.filter(([, value]) => value != null).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
+  return element("article", {}, element("h3", {}, model.name), element("dl", {}, ...list));
+}
+
+function askForKey() {
+  byId("access").open = true;
+  byId("key").focus();
+}
+
+function tell(message) {
+  byId("notice").hidden = message == null;
+  byId("notice").textContent = message ?? "";
+}
+
+let started = false;
+
+/** Asks what is served and draws it; after an API key was refused or the server was away it is asked again. */
+async function start() {
+  try {
+    const info = await ask("info");
+    byId("access").open = false;
+    const models = info.models.map(described);
+    showState(info.ready, `${info.ready ? "ready" : "not ready yet"} · ${plural(models.length, "model")} · version ${info.version}`);
+    tell(models.length ? null : "This server holds no model.");
+    byId("models").replaceChildren(...models.map(modelCard));
+    if (!started) drawTasks(models);
+    started = true;
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    showState(false, error.status === 401 ? "an API key is needed" : "no answer");
+    tell(error.message);
+    if (error.status === 401) askForKey();
+    else setTimeout(start, 2 * POLL_MS);
+  }
+}
+
+function drawTasks(models) {
+  const suited = Object.entries(TASKS).map(([name, task]) => [name, models.filter(task.suits)]);
+  const names = suited.filter(([, able]) => able.length).map(([name]) => name);
+  if (!names.length) return;
+  for (const [name, able] of suited) if (able.length) new Panel(name, TASKS[name], able);
+  drawTabs(names);
+  byId("fill-insert").addEventListener("click", () => {
+    const text = byId("fill-text");
+    const model = models.find((one) => one.name === byId("fill-model").value);
+    text.setRangeText(model.mask, text.selectionStart, text.selectionEnd, "end");
+    text.focus();
+  });
+  new Live(Math.max(...models.map((model) => model.info.batch_tokens)));
+}
+
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(KEY, byId("key").value.trim());
+  start();
+});
+byId("key-forget").addEventListener("click", () => {
+  sessionStorage.removeItem(KEY);
+  byId("key").value = "";
+});
+byId("key").value = savedKey();
+start();
