@@ -8,7 +8,7 @@ import sys
 
 from terrazzo.config import nearest
 
-CPU: tuple[str, ...] = ("attention", "data", "training", "optimizers", "finetuning")
+CPU: tuple[str, ...] = ("attention", "data", "training", "optimizers", "finetuning", "serving", "serving_hostile")
 GPU: tuple[str, ...] = ("gpu",)
 
 
