@@ -21,7 +21,8 @@ from terrazzo.serve import routes_embeddings, routes_page, routes_rerank, routes
 from terrazzo.serve.documents import openapi, with_models
 from terrazzo.serve.endpoints import Endpoint, Here, Operation, send_error, send_reply
 from terrazzo.serve.errors import ApiError, api_error
-from terrazzo.serve.limits import ClientGone, Headers, Keys, Message, Receive, Scope, Send, checked_headers
+from terrazzo.serve.keys import Keys
+from terrazzo.serve.limits import ClientGone, Headers, Message, Receive, Scope, Send, check_key, checked_headers
 from terrazzo.serve.metrics import Metrics
 from terrazzo.serve.models import Models
 from terrazzo.serve.settings import Settings
@@ -37,17 +38,17 @@ _OPERATIONS = (
 )
 
 
-def create_app(models: Models, settings: Settings | None = None, metrics: Metrics | None = None) -> Server:
+def create_app(models: Models, settings: Settings | None = None) -> Server:
     """The application that answers for `models`; any ASGI server runs it.
 
     Args:
-        settings: limits, API keys, the page.
-        metrics: given where the models' engines count their batches in them.
+        models: their batches are counted from now on.
+        settings: limits, API keys, the page; its address and budgets are for who runs the application.
 
     Raises:
         InputError: the API keys cannot be read.
     """
-    settings, metrics = settings or Settings(), metrics or Metrics()
+    settings, metrics = settings or Settings(), Metrics()
     metrics.watch(models)
     here = Here(models=models, settings=settings, metrics=metrics, started=time.time())
     return Server(here, Keys.read(settings.api_key_file))
@@ -88,7 +89,7 @@ class Server(FastAPI):
         try:
             headers = checked_headers(scope)
             if endpoints is None:
-                self.keys.check(headers.get(b"authorization"))
+                check_key(self.keys, headers.get(b"authorization"))
                 route, status = await self._others(scope, receive, send)
             else:
                 status = await self._own(endpoints, rest, headers, scope, receive, send)
@@ -113,7 +114,7 @@ class Server(FastAPI):
         method = scope["method"]
         endpoint = endpoints.get("GET" if method == "HEAD" else method)
         if endpoint is None or not endpoint.operation.open:
-            self.keys.check(headers.get(b"authorization"))
+            check_key(self.keys, headers.get(b"authorization"))
         if endpoint is None:
             allowed = ", ".join([*endpoints, "HEAD"] if "GET" in endpoints else endpoints)
             raise ApiError(405, f"{method} is not for {scope['path']}: take {allowed}", headers={"Allow": allowed})

@@ -1,17 +1,14 @@
-"""Who may ask, and how much: API keys, headers and bodies."""
+"""What a request may be: its key, its headers, its body."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
-from terrazzo.errors import InputError
 from terrazzo.serve.errors import ApiError
+from terrazzo.serve.keys import Keys
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -23,62 +20,23 @@ Headers = dict[bytes, bytes]
 MAX_HEADER_BYTES = 32_768
 #: Seconds that a body may take to arrive.
 BODY_SECONDS = 30.0
-#: Shorter keys can be guessed.
-_SHORTEST_KEY = 8
 
 
 class ClientGone(Exception):
     """Nobody waits for the answer any more."""
 
 
-class Keys:
-    """The API keys that open a server; without any it is open.
+def check_key(keys: Keys, authorization: bytes | None) -> None:
+    """Let in who knows a key, where there are keys.
 
-    Only their hashes are kept, and a given key is compared with all of them in constant time.
+    Raises:
+        ApiError: 401.
     """
-
-    def __init__(self, keys: Iterable[str] = ()) -> None:
-        self._hashes = [_hash(key.encode()) for key in keys]
-
-    def __bool__(self) -> bool:
-        return bool(self._hashes)
-
-    @classmethod
-    def read(cls, path: Path | None) -> Keys:
-        """The keys of a file: one a line, blank lines and those that begin with # left out.
-
-        Raises:
-            InputError: the file cannot be read, holds no key, or one that is too short or not plain.
-        """
-        if path is None:
-            return cls()
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--api-key-file {path}: cannot be read: {error}") from None
-        keys = {number: line.strip() for number, line in enumerate(lines, 1) if _holds_key(line)}
-        for number, key in keys.items():
-            if len(key) < _SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
-                raise InputError(f"{path}:{number}: a key is at least {_SHORTEST_KEY} ASCII characters without spaces")
-        if not keys:
-            raise InputError(f"--api-key-file {path}: holds no key; write one a line")
-        return cls(keys.values())
-
-    def check(self, authorization: bytes | None) -> None:
-        """Let `Authorization: Bearer KEY` in.
-
-        Raises:
-            ApiError: 401, where there are keys and this is none of them.
-        """
-        if not self._hashes:
-            return
-        scheme, _, key = (authorization or b"").partition(b" ")
-        given = _hash(key.strip())
-        known = [hmac.compare_digest(given, own) for own in self._hashes]
-        if not any(known) or scheme.lower() != b"bearer":
-            what = "no API key" if authorization is None else "the API key is not known here"
-            message = f"{what}: send the header Authorization: Bearer KEY"
-            raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
+    if keys.open_to(authorization):
+        return
+    what = "no API key" if authorization is None else "the API key is not known here"
+    message = f"{what}: send the header Authorization: Bearer KEY"
+    raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
 
 
 def checked_headers(scope: Scope) -> Headers:
@@ -137,11 +95,3 @@ async def read_body(receive: Receive, declared: bytes | None, limit: int) -> byt
 def _too_large(limit: int) -> ApiError:
     message = f"the body has more than {limit:,} bytes: send fewer texts a request, or raise --max-body-mb"
     return ApiError(413, message, headers={"Connection": "close"})
-
-
-def _holds_key(line: str) -> bool:
-    return bool(line.strip()) and not line.lstrip().startswith("#")
-
-
-def _hash(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

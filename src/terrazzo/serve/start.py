@@ -98,12 +98,10 @@ def url_of(listener: socket.socket) -> str:
 async def _serve(listener: socket.socket, folders: Sequence[str | Path], settings: Settings) -> bool:
     """Load, answer, end; whether every request was answered in time."""
     from terrazzo.serve.app import create_app
-    from terrazzo.serve.metrics import Metrics
     from terrazzo.serve.models import Models
 
-    models, metrics = await Models.open(folders, settings), Metrics()
-    models.hooks.append(metrics.batch)
-    server = _server(create_app(models, settings, metrics), listener, models, settings)
+    models = await Models.open(folders, settings)
+    server = _server(create_app(models, settings), listener, models, settings)
     watching = asyncio.create_task(models.watch())
     await server.serve(sockets=[listener])
     watching.cancel()
