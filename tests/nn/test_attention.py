@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from terrazzo.nn.backends import BACKENDS
 from terrazzo.nn.backends.flex import key_blocks
-from terrazzo.nn.backends.grouped import SLACK, group_by_length
+from terrazzo.nn.backends.grouped import SLACK, attend_with_dropout, group_by_length
 from terrazzo.nn.positions import alibi_slopes, rotate, rotations
 from terrazzo.packed import Packed
 
@@ -100,6 +100,19 @@ def test_dropout_path_of_grouped_keeps_the_mean() -> None:
     torch.manual_seed(0)
     mean = torch.stack([backend.attend(qkv, plan, 0.2) for _ in range(300)]).mean(0)
     assert (mean - backend.attend(qkv, plan, 0.0)).abs().mean() < 0.03
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_dropout_path_of_grouped_equals_what_autograd_makes_of_it(causal: bool) -> None:
+    plan = BACKENDS["grouped"].plan(batch_of(LENGTHS), alibi_slopes(HEADS), 6, causal)
+    weight, found = torch.randn(sum(LENGTHS), HEADS * HEAD_WIDTH), []
+    for path in (BACKENDS["grouped"].attend, attend_with_dropout):
+        qkv = random_qkv().requires_grad_()
+        torch.manual_seed(0)
+        out = path(qkv, plan, 0.3)
+        (out * weight).sum().backward()
+        found.append((out, qkv.grad))
+    assert_close(*found)
 
 
 def test_groups_hold_every_document_once_and_waste_little() -> None:

@@ -44,7 +44,11 @@ class MaskedLM(nn.Module):
 
     def forward(self, batch: Packed) -> Tensor:
         """Logits `(M, V)` at the masked positions, or `(T, V)` at every token where the batch marks none."""
-        hidden = self.head(self.encoder(batch, batch.masked_M))
+        return self.logits(self.encoder(batch, batch.masked_M))
+
+    def logits(self, x_MD: Tensor) -> Tensor:
+        """Logits `(M, V)` from the encoder's hidden states."""
+        hidden = self.head(x_MD)
         vocab_size = self.config.vocab_size
         bias = None if self.head.bias is None else self.head.bias[:vocab_size]
         return F.linear(hidden, self.encoder.embeddings.tokens.weight[:vocab_size], bias)

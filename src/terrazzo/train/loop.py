@@ -267,7 +267,10 @@ class StageRun:
     def _clip(self) -> Tensor:
         parameters = [p for p in self.module.parameters() if p.grad is not None]
         limit = self.stage.clip_norm if self.stage.clip_norm is not None else math.inf
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # The host knows the norm of gradients that lie on it, and so spares them a product with 1.
+        if norm.device.type != "cpu" or norm > limit:
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm
 
     def _apply_schedules(self, progress: float) -> None:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from terrazzo.nn.dropout import dropout as masked_out
+from terrazzo.nn.dropout import keep_mask
 from terrazzo.packed import Packed
 
 #: Longest over shortest document of a group: padding costs at most this much, fewer groups mean fewer kernel calls.
@@ -81,7 +82,10 @@ class Grouped:
     def attend(self, qkv_T3NH: Tensor, plan: GroupedPlan, dropout: float) -> Tensor:
         """Attention output `(T, N * H)`; with dropout the weights are formed explicitly, the flash kernel has none."""
         if dropout > 0:
-            return _attend_with_dropout(qkv_T3NH, plan, dropout)
+            if qkv_T3NH.dtype != torch.float32:
+                return attend_with_dropout(qkv_T3NH, plan, dropout)
+            dropped: Tensor = _GroupedDropout.apply(qkv_T3NH, plan, dropout)
+            return dropped
         output: Tensor = _GroupedFlash.apply(qkv_T3NH, plan)
         return output
 
@@ -163,18 +167,67 @@ def _heads(rows: Tensor, group: Group) -> Tensor:
     return view.permute(2, 0, 3, 1, 4) if rows.dim() == 4 else view.transpose(1, 2)
 
 
-def _attend_with_dropout(qkv_T3NH: Tensor, plan: GroupedPlan, dropout: float) -> Tensor:
-    num_heads, head_width = qkv_T3NH.shape[2:]
+class _GroupedDropout(torch.autograd.Function):
+    """`attend_with_dropout` in fp32, with its backward pass written out: each group is copied once each way."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv_T3NH: Tensor, plan: GroupedPlan, dropout: float) -> Tensor:
+        _, _, num_heads, head_width = qkv_T3NH.shape
+        qkv_R3NH = qkv_T3NH.index_select(0, plan.token_R)
+        out_RNH = qkv_R3NH.new_empty(qkv_R3NH.shape[0], num_heads, head_width)
+        saved, offset = [], 0
+        for group in plan.groups:
+            rows = slice(offset, offset := offset + group.num_rows)
+            qkv = _heads(qkv_R3NH[rows], group).contiguous()
+            q, k, v = qkv.flatten(1, 2)
+            scores = torch.bmm(q, k.mT).mul_(head_width**-0.5).view(*qkv.shape[1:4], group.max_len)
+            weights = torch.softmax(_hidden(scores, group, plan.causal), dim=-1).flatten(0, 1)
+            kept = keep_mask(weights, dropout)
+            _heads(out_RNH[rows], group).copy_(torch.bmm(weights * kept, v).view_as(qkv[0]))
+            saved += [qkv, weights, kept]
+        ctx.plan, ctx.shape = plan, qkv_R3NH.shape
+        ctx.save_for_backward(*saved)
+        return out_RNH.index_select(0, plan.row_T).flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        plan: GroupedPlan = ctx.plan
+        saved = ctx.saved_tensors
+        num_rows, _, num_heads, head_width = ctx.shape
+        grad_RNH = grad.new_zeros(num_rows, num_heads, head_width)
+        grad_RNH.index_copy_(0, plan.row_T, grad.view(-1, num_heads, head_width))
+        grad_qkv_R3NH, offset = grad.new_empty(ctx.shape), 0
+        for number, group in enumerate(plan.groups):
+            rows = slice(offset, offset := offset + group.num_rows)
+            qkv, weights, kept = saved[3 * number : 3 * number + 3]
+            q, k, v = qkv.flatten(1, 2)
+            grad_out = _heads(grad_RNH[rows], group).reshape_as(v)
+            grad_qkv = torch.empty_like(qkv)
+            grad_q, grad_k, grad_v = grad_qkv.flatten(1, 2)
+            torch.bmm((weights * kept).mT, grad_out, out=grad_v)
+            grad_weights = torch.bmm(grad_out, v.mT).mul_(kept)
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(head_width**-0.5)
+            torch.bmm(grad_scores, k, out=grad_q)
+            torch.bmm(grad_scores.mT, q, out=grad_k)
+            _heads(grad_qkv_R3NH[rows], group).copy_(grad_qkv)
+        return grad_qkv_R3NH.index_select(0, plan.row_T), None, None
+
+
+def _hidden(scores_BNSS: Tensor, group: Group, causal: bool) -> Tensor:
+    """Scores with the group's bias, and without what a causal model must not see."""
+    scores = scores_BNSS if group.bias is None else scores_BNSS + group.bias.to(scores_BNSS.dtype)
+    if not causal:
+        return scores
+    return scores.masked_fill(torch.ones(group.max_len, group.max_len, dtype=torch.bool).triu(1), -torch.inf)
+
+
+def attend_with_dropout(qkv_T3NH: Tensor, plan: GroupedPlan, dropout: float) -> Tensor:
+    """Attention output `(T, N * H)` with weights that fall out, in operations that autograd knows."""
+    head_width = qkv_T3NH.shape[3]
     qkv_R3NH = qkv_T3NH.index_select(0, plan.token_R)
     outputs = []
     for group, rows in zip(plan.groups, qkv_R3NH.split([g.num_rows for g in plan.groups]), strict=True):
         q, k, v = _heads(rows, group)
-        scores = q @ k.mT * head_width**-0.5
-        bias = _expanded(group.bias, group, num_heads, scores.dtype)
-        scores = scores if bias is None else scores + bias
-        if plan.causal:
-            later_SS = torch.ones(group.max_len, group.max_len, dtype=torch.bool).triu(1)
-            scores = scores.masked_fill(later_SS, -torch.inf)
-        weights = F.softmax(scores, dim=-1)
+        weights = F.softmax(_hidden(q @ k.mT * head_width**-0.5, group, plan.causal), dim=-1)
         outputs.append((masked_out(weights, dropout) @ v).transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, plan.row_T).flatten(1)
