@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from terrazzo.checkpoint import load_model, load_tokenizer
 from terrazzo.config import nearest
@@ -24,12 +20,11 @@ from terrazzo.data import SpecialTokens, encodable
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig, MaskedLM
 from terrazzo.nn.backends import BACKENDS
-from terrazzo.packed import Packed
 from terrazzo.runtime import Runtime, TorchRuntime
 from terrazzo.runtime.folder import cautions, is_exported, open_runtime, read_record
 from terrazzo.runtime.machine import this_machine
-from terrazzo.tasks import Result
-from terrazzo.tasks.batches import by_budget
+from terrazzo.tasks import Encoded, Result
+from terrazzo.tasks.forward import POOLINGS, Pooling, Prediction, embed, fill, run, run_chunks
 from terrazzo.tasks.model import (
     HOW_TO_FINETUNE,
     LoadedTask,
@@ -40,19 +35,8 @@ from terrazzo.tasks.model import (
 )
 from terrazzo.tasks.predict import Predictor, Row
 
-Pooling = Literal["mean", "cls", "max"]
-POOLINGS = ("mean", "cls", "max")
 #: Texts tokenized at a time, so that a long list never exists in tokenized form beside its ids.
-_TEXTS_AT_A_TIME = 4096
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What a masked token could be: its text, its id and its probability."""
-
-    token: str
-    id: int
-    probability: float
+_TEXTS_AT_A_TIME = 2048
 
 
 def load(
@@ -151,7 +135,7 @@ class Model:
         pooling: Pooling = "mean",
         normalize: bool = False,
         max_len: int | None = None,
-        batch_tokens: int = 16_384,
+        batch_tokens: int | None = None,
     ) -> np.ndarray:
         """One vector a text, float32 `(len(texts), D)`, in the order of the texts.
 
@@ -162,18 +146,21 @@ class Model:
                 it; "cls" takes the first.
             normalize: scale every vector to length 1.
             max_len: tokens, special ones included, after which a text is cut; None is the model's own limit.
-            batch_tokens: tokens that run at a time, or one text where it is longer.
+            batch_tokens: tokens that run at a time, or one text where it is longer; None takes the runtime's.
 
         Raises:
             InputError: a bare string, something that is not text, an unknown pooling, or a `max_len` beyond the model.
         """
         if pooling not in POOLINGS:
             raise InputError(f"pooling={pooling!r}: known: {', '.join(POOLINGS)}")
-        documents = self._tokenize(_checked(texts), self._checked_max_len(max_len))
-        vectors = np.zeros((len(documents), self.config.width), dtype=np.float32)
-        for rows in by_budget([len(ids) for ids in documents], batch_tokens):
-            batch = Packed.from_sequences([documents[row] for row in rows])
-            vectors[rows] = self._vectors(batch, pooling, normalize).cpu().numpy()
+        texts = _checked(texts)
+        chunks = self._tokenized(texts, self._checked_max_len(max_len))
+        vectors, row = np.zeros((len(texts), self.config.width), dtype=np.float32), 0
+        for values in run_chunks(self.runtime, chunks, embed(pooling, normalize), batch_tokens):
+            for vector in values:
+                if vector is not None:
+                    vectors[row] = vector
+                row += 1
         return vectors
 
     def fill_mask(self, text: str, top_k: int = 5) -> list[list[Prediction]]:
@@ -190,22 +177,18 @@ class Model:
         if top_k < 1:
             raise InputError(f"top_k={top_k}: must be at least 1")
         mask = SpecialTokens.of(self.tokenizer).mask
-        (ids,) = self._tokenize(_checked([text]), self.config.max_len)
-        masked_M = torch.from_numpy(np.flatnonzero(ids == mask))
-        if not len(masked_M):
+        ((document,),) = self._tokenized(_checked([text]), self.config.max_len)
+        ids, positions = document.ids, np.flatnonzero(document.ids == mask)
+        if not len(positions):
             name = self.tokenizer.id_to_token(mask)
             raise InputError(
                 f"fill_mask: no {name} in the first {len(ids)} tokens of {text!r}: write it where to guess"
             )
-        batch = Packed.from_sequences([ids], masked_M=masked_M).to(self.device)
-        with torch.inference_mode():
-            best = self.network(batch).float().softmax(-1).topk(min(top_k, self.config.vocab_size))
-        return [
-            [Prediction(token=self.tokenizer.decode([i]), id=i, probability=p) for p, i in zip(*pair, strict=True)]
-            for pair in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        forward = fill(self.network, self.tokenizer, top_k)
+        (masks,) = run(self.runtime, [Encoded(ids=ids, positions=positions)], [forward])
+        return list(masks)
 
-    def predict(self, texts: Sequence[Row], batch_tokens: int = 16_384) -> list[Result]:
+    def predict(self, texts: Sequence[Row], batch_tokens: int | None = None) -> list[Result]:
         """What the fine-tuned task says about each text, in order: `.label`, `.score`, `.probabilities` or `.spans`.
 
         A row that cannot be answered gives a result with `.error` and stops nothing.
@@ -213,7 +196,7 @@ class Model:
         Args:
             texts: strings; pairs as tuples; dicts with the fields of a row ("question" and "context", "tokens",
                 "problem") where the task needs them.
-            batch_tokens: tokens that run at a time, or one document where it is longer.
+            batch_tokens: tokens that run at a time, or one document where it is longer; None takes the runtime's.
 
         Raises:
             InputError: the model was not fine-tuned, or one bare string instead of a list.
@@ -224,14 +207,12 @@ class Model:
             raise InputError(f"predict takes a list of rows, got {str(texts)[:40]!r} alone: write predict([...])")
         return self.predictor.predict(texts, batch_tokens)
 
-    def _tokenize(self, texts: list[str], max_len: int) -> list[np.ndarray]:
-        documents: list[np.ndarray] = []
-        self.tokenizer.enable_truncation(max_len)
+    def _tokenized(self, texts: list[str], max_len: int) -> Iterator[list[Encoded]]:
         for first in range(0, len(texts), _TEXTS_AT_A_TIME):
+            self.tokenizer.enable_truncation(max_len)
             encodings = self.tokenizer.encode_batch_fast(texts[first : first + _TEXTS_AT_A_TIME])
-            documents += [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
-        self.tokenizer.no_truncation()  # a task cuts in its own way
-        return documents
+            self.tokenizer.no_truncation()  # a task cuts in its own way
+            yield [Encoded(ids=np.asarray(encoding.ids, dtype=np.int64)) for encoding in encodings]
 
     def _checked_max_len(self, max_len: int | None) -> int:
         least = self.tokenizer.num_special_tokens_to_add(is_pair=False) + 1
@@ -241,16 +222,6 @@ class Model:
         if self.config.positions == "learned" and wanted > self.config.max_len:
             raise InputError(f"max_len={wanted}: the model has {self.config.max_len} learned positions, and no more")
         return wanted
-
-    @torch.inference_mode()
-    def _vectors(self, batch: Packed, pooling: Pooling, normalize: bool) -> Tensor:
-        if pooling == "cls":
-            vectors_BD = self.runtime(batch, batch.cu_seqlens[:-1]).float()
-        else:
-            hidden_TD = self.runtime(batch).float()
-            lengths_B = batch.cu_seqlens.diff().long().to(hidden_TD.device)
-            vectors_BD = torch.segment_reduce(hidden_TD, pooling, lengths=lengths_B, unsafe=True)
-        return F.normalize(vectors_BD) if normalize else vectors_BD
 
 
 def _checked(texts: Sequence[str]) -> list[str]:

@@ -31,7 +31,7 @@ def evaluate(
     profile: Annotated[str, typer.Option(help="Of a suite: quick or paper.")] = "quick",
     tasks: Annotated[str | None, typer.Option(help="Of a suite: only these tasks, e.g. rte,mrpc.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Of a suite: how many seeds.")] = None,
-    batch_tokens: BatchTokens = 16_384,
+    batch_tokens: BatchTokens = None,
     device: Device = None,
     threads: Threads = None,
 ) -> None:
@@ -54,7 +54,7 @@ def _evaluate_rows(
     out: Path | None,
     fields: str | None,
     worst: int,
-    batch_tokens: int,
+    batch_tokens: int | None,
     device: str | None,
     threads: int | None,
 ) -> None:

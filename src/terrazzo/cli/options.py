@@ -19,7 +19,7 @@ Fields = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; the GPU if there is one.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.")]
-BatchTokens = Annotated[int, typer.Option(help="Tokens that run at a time.")]
+BatchTokens = Annotated[int | None, typer.Option(help="Tokens that run at a time; left out, as many as run fastest.")]
 
 
 def fields_of(text: str | None) -> dict[str, str]:

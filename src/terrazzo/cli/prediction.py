@@ -13,7 +13,7 @@ from terrazzo.cli.options import BatchTokens, Device, Fields, Model, Threads, fi
 def predict(
     model: Model,
     fields: Fields = None,
-    batch_tokens: BatchTokens = 16_384,
+    batch_tokens: BatchTokens = None,
     device: Device = None,
     threads: Threads = None,
 ) -> None:

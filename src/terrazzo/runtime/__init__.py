@@ -1,6 +1,6 @@
 """What executes an encoder: PyTorch as it is, or its graph in OpenVINO or ONNX Runtime, at some precision."""
 
-from terrazzo.runtime.contract import Precision, Runtime, TorchRuntime
+from terrazzo.runtime.contract import Precision, Runtime, TorchRuntime, share_threads
 from terrazzo.runtime.onnx import OnnxRuntime, quantise_onnx, to_onnx
 from terrazzo.runtime.openvino import OpenVinoRuntime, save_openvino, to_openvino
 from terrazzo.runtime.padded import PaddedEncoder
@@ -14,6 +14,7 @@ __all__ = [
     "TorchRuntime",
     "quantise_onnx",
     "save_openvino",
+    "share_threads",
     "to_onnx",
     "to_openvino",
 ]

@@ -95,6 +95,7 @@ class OnnxRuntime:
     """
 
     name = "onnx"
+    pads, device = True, torch.device("cpu")
 
     def __init__(
         self,

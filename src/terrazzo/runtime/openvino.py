@@ -83,6 +83,7 @@ class OpenVinoRuntime:
     """
 
     name = "openvino"
+    pads, device = True, torch.device("cpu")
 
     def __init__(
         self,

@@ -65,3 +65,31 @@ def by_budget(lengths: Sequence[int], batch_tokens: int) -> Iterator[np.ndarray]
         last = max(first + 1, int(np.searchsorted(ends, before + batch_tokens, side="right")))
         yield order[first:last]
         first = last
+
+
+def by_shares(lengths: Sequence[int], batch_tokens: int, streams: int = 1, pads: bool = False) -> Iterator[np.ndarray]:
+    """As `by_budget`, for `streams` that take the next batch whenever they are free and should end together.
+
+    Towards the end batches shrink with what is left, down to a quarter, so that no stream waits long for the last one.
+
+    Args:
+        pads: whether every document of a batch costs as much as the longest.
+
+    Reference: Polychronopoulos and Kuck, Guided self-scheduling (1987), section 3, with twice the streams.
+    """
+    if streams == 1 and not pads:
+        yield from by_budget(lengths, batch_tokens)
+        return
+    if batch_tokens < 1:
+        raise InputError(f"batch_tokens={batch_tokens}: must be at least 1")
+    sizes = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
+    ends, first = np.cumsum(sizes[order]), 0
+    while first < len(order):
+        before = ends[first - 1] if first else 0
+        left = int(ends[-1] - before)
+        budget = batch_tokens if streams == 1 else min(batch_tokens, max(left // (2 * streams), batch_tokens // 4))
+        fits = first + budget // int(sizes[order[first]])
+        last = max(first + 1, fits if pads else int(np.searchsorted(ends, before + budget, side="right")))
+        yield order[first:last]
+        first = last

@@ -96,7 +96,7 @@ class Evaluation:
 def evaluate_model(
     predictor: Predictor,
     examples: Sequence[Example | BadRow],
-    batch_tokens: int = 16_384,
+    batch_tokens: int | None = None,
     worst: int = 10,
     samples: int = 1000,
     seed: int = 0,

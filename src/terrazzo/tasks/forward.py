@@ -1,20 +1,26 @@
 """Documents through an encoder and out of a head: the one path of `encode`, `predict` and the server.
 
-Shapes: T packed tokens, B documents, D width.
+Shapes: T packed tokens, B documents, D width, M masked tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from tokenizers import Tokenizer
+from torch import Tensor, nn
 
+from terrazzo.nn import MaskedLM
 from terrazzo.packed import Packed
-from terrazzo.tasks.batches import collate
+from terrazzo.runtime import Runtime, share_threads
+from terrazzo.tasks.batches import by_shares, collate
 from terrazzo.tasks.model import TaskModel
 from terrazzo.tasks.task import Encoded
 
@@ -24,6 +30,15 @@ EncoderLike = Callable[..., Tensor]
 Forward = Callable[[EncoderLike, Packed], Sequence[Any]]
 Pooling = Literal["mean", "cls", "max"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a masked token could be: its text, its id and its probability."""
+
+    token: str
+    id: int
+    probability: float
 
 
 def embed(pooling: Pooling = "mean", normalize: bool = False) -> Forward:
@@ -49,6 +64,23 @@ def answer(model: TaskModel) -> Forward:
     return forward
 
 
+def fill(model: MaskedLM, tokenizer: Tokenizer, top_k: int) -> Forward:
+    """The `top_k` likeliest tokens at each of a document's `positions`, best first: a list of lists a document."""
+
+    def forward(encoder: EncoderLike, batch: Packed) -> Sequence[list[list[Prediction]]]:
+        assert batch.masked_M is not None, "no document says where its masks are"
+        logits_MV = model.logits(encoder(batch, batch.masked_M)).float()
+        best = logits_MV.softmax(-1).topk(min(top_k, model.config.vocab_size))
+        found = [
+            [Prediction(token=tokenizer.decode([i]), id=i, probability=p) for p, i in zip(*pair, strict=True)]
+            for pair in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        ends = torch.searchsorted(batch.masked_M, batch.cu_seqlens[1:].long()).tolist()
+        return [found[first:last] for first, last in zip([0, *ends], ends, strict=False)]
+
+    return forward
+
+
 @torch.inference_mode()
 def run(encoder: EncoderLike, documents: Sequence[Encoded], forwards: Sequence[Forward]) -> list[Any]:
     """One batch: what `forwards[i]` makes of `documents[i]`, in their order.
@@ -57,7 +89,7 @@ def run(encoder: EncoderLike, documents: Sequence[Encoded], forwards: Sequence[F
     documents, and each head sees its own.
     """
     if len({id(forward) for forward in forwards}) == 1:
-        return list(forwards[0](encoder, collate(documents)))
+        return list(forwards[0](encoder, collate(documents).to(device_of(encoder))))
     hidden_TD = encoder(_plain(documents))
     starts = np.cumsum([0, *(len(document.ids) for document in documents)])
     results: list[Any] = [None] * len(documents)
@@ -68,6 +100,70 @@ def run(encoder: EncoderLike, documents: Sequence[Encoded], forwards: Sequence[F
         for index, value in zip(own, values, strict=True):
             results[index] = value
     return results
+
+
+def run_chunks(
+    runtime: Runtime, chunks: Iterable[Sequence[Encoded]], forward: Forward, batch_tokens: int | None = None
+) -> Iterator[list[Any]]:
+    """What `forward` makes of every document, chunk by chunk, each in the order of its documents.
+
+    Documents of a chunk are sorted by length and run `runtime.streams` batches at a time, while the next chunk is read;
+    a value does not depend on the other documents. A document without tokens gives None.
+
+    Args:
+        batch_tokens: tokens that run at a time, or one document where it is longer; None takes the runtime's.
+    """
+    threads = torch.get_num_threads()
+    tokens = runtime.batch_tokens if batch_tokens is None else batch_tokens
+    pool = ThreadPoolExecutor(runtime.streams, initializer=share_threads, initargs=(threads, runtime.streams))
+    waiting: deque[_Running] = deque()
+    try:
+        for documents in chunks:
+            waiting.append(_Running(pool, runtime, documents, forward, tokens))
+            if len(waiting) > 1:
+                yield waiting.popleft().results()
+        while waiting:
+            yield waiting.popleft().results()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # streams have changed what all threads of the process share
+
+
+class _Running:
+    """A chunk of documents on its way."""
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, runtime: Runtime, documents: Sequence[Encoded], forward: Forward, tokens: int
+    ) -> None:
+        lengths = [len(document.ids) for document in documents]
+        self.size, self.parts = len(documents), list(by_shares(lengths, tokens, runtime.streams, runtime.pads))
+        self.values: list[Future[list[Any]]] = []
+        for part in self.parts:
+            own = [documents[index] for index in part]
+            if len(self.parts) > 1:
+                self.values.append(pool.submit(run, runtime, own, [forward] * len(own)))
+            else:
+                self.values.append(_done(run(runtime, own, [forward] * len(own))))  # here, on all threads
+
+    def results(self) -> list[Any]:
+        results: list[Any] = [None] * self.size
+        for part, values in zip(self.parts, self.values, strict=True):
+            for index, value in zip(part, values.result(), strict=True):
+                results[index] = value
+        return results
+
+
+def _done(values: list[Any]) -> Future[list[Any]]:
+    future: Future[list[Any]] = Future()
+    future.set_result(values)
+    return future
+
+
+def device_of(encoder: EncoderLike) -> torch.device:
+    """Where an encoder wants its batches."""
+    if isinstance(encoder, nn.Module):
+        return next(encoder.parameters()).device
+    return encoder.device if isinstance(encoder, Runtime) else torch.device("cpu")
 
 
 class _Seen:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from tokenizers import Tokenizer
 
 from terrazzo.config import to_dict
 from terrazzo.errors import InputError
-from terrazzo.tasks.batches import by_budget, collate
-from terrazzo.tasks.forward import EncoderLike, answer
+from terrazzo.runtime import Runtime, TorchRuntime
+from terrazzo.tasks.forward import answer, run_chunks
 from terrazzo.tasks.model import TaskModel
 from terrazzo.tasks.rows import example_of
 from terrazzo.tasks.task import BadRow, Encoded, Example, Result, Task
@@ -23,6 +22,7 @@ from terrazzo.tasks.task import BadRow, Encoded, Example, Result, Task
 Row = str | tuple[str, str] | Mapping[str, Any] | Example | BadRow
 #: Rows that are sorted by length and packed together; a long input never exists in tokenized form as a whole.
 _ROWS_AT_A_TIME = 2048
+_Read = tuple[Sequence[Example | BadRow], Sequence[list[Encoded] | BadRow]]
 
 
 class Predictor:
@@ -43,61 +43,54 @@ class Predictor:
         tokenizer: Tokenizer,
         max_len: int,
         fields: Mapping[str, str] | None = None,
-        runtime: EncoderLike | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
         self.model, self.tokenizer, self.max_len = model.eval(), tokenizer, max_len
-        self.runtime = runtime
+        self.runtime: Runtime = TorchRuntime(model.encoder) if runtime is None else runtime
         self.fields = dict(fields or {})
 
     @property
     def task(self) -> Task:
         return self.model.task
 
-    def predict(self, rows: Iterable[Row], batch_tokens: int = 16_384) -> list[Result]:
+    def predict(self, rows: Iterable[Row], batch_tokens: int | None = None) -> list[Result]:
         """One result a row, in the order of the rows; a row that cannot be used gives one with `error`.
 
         Documents are sorted by length and packed without padding; a result does not depend on the other rows.
 
         Args:
-            batch_tokens: tokens that run at a time, or one document where it is longer.
+            batch_tokens: tokens that run at a time, or one document where it is longer; None takes the runtime's.
         """
         return list(self.stream(rows, batch_tokens))
 
-    def stream(self, rows: Iterable[Row], batch_tokens: int = 16_384) -> Iterator[Result]:
+    def stream(self, rows: Iterable[Row], batch_tokens: int | None = None) -> Iterator[Result]:
         """The results of `predict` as they come, a few thousand rows read ahead."""
-        numbered = enumerate(rows)
-        while chunk := list(itertools.islice(numbered, _ROWS_AT_A_TIME)):
-            examples = [as_example(row, f"row {number}", self.task.kind, self.fields) for number, row in chunk]
-            yield from self._answer(examples, batch_tokens)
+        numbered, read = enumerate(rows), deque[_Read]()
 
-    def _answer(self, rows: Sequence[Example | BadRow], batch_tokens: int) -> list[Result]:
-        encoded = self._encode(rows)
-        flat = [document for given in encoded if isinstance(given, list) for document in given]
-        outputs = iter(self._run(flat, batch_tokens))
-        results = []
+        def chunks() -> Iterator[list[Encoded]]:
+            while chunk := list(itertools.islice(numbered, _ROWS_AT_A_TIME)):
+                examples = [as_example(row, f"row {number}", self.task.kind, self.fields) for number, row in chunk]
+                read.append((examples, self._encode(examples)))
+                yield [document for given in read[-1][1] if isinstance(given, list) for document in given]
+
+        for outputs in run_chunks(self.runtime, chunks(), answer(self.model), batch_tokens):
+            yield from self._decode(*read.popleft(), iter(outputs))
+
+    def _decode(
+        self, rows: Sequence[Example | BadRow], encoded: Sequence[list[Encoded] | BadRow], outputs: Iterator[Any]
+    ) -> Iterator[Result]:
         for row, given in zip(rows, encoded, strict=True):
             if isinstance(given, BadRow):
-                results.append(Result(error=f"{given.where}: {given.message}" if given.where else given.message))
+                yield Result(error=f"{given.where}: {given.message}" if given.where else given.message)
             else:
                 assert isinstance(row, Example)
-                results.append(self.task.decode(row, given, [next(outputs) for _ in given]))
-        return results
+                yield self.task.decode(row, given, [next(outputs) for _ in given])
 
     def _encode(self, rows: Sequence[Example | BadRow]) -> list[list[Encoded] | BadRow]:
         """The documents of every row, without answers, which may be of classes that the model does not know."""
         asked = [dataclasses.replace(row, target=None) for row in rows if isinstance(row, Example)]
         encoded = iter(self.task.encode_many(asked, self.tokenizer, self.max_len))
         return [next(encoded) if isinstance(row, Example) else row for row in rows]
-
-    @torch.inference_mode()
-    def _run(self, documents: Sequence[Encoded], batch_tokens: int) -> list[np.ndarray]:
-        encoder, device = self.runtime or self.model.encoder, next(self.model.head.parameters()).device
-        forward = answer(self.model)
-        outputs: dict[int, np.ndarray] = {}
-        for chosen in by_budget([len(document.ids) for document in documents], batch_tokens):
-            batch = collate([documents[index] for index in chosen]).to(device)
-            outputs.update(zip(chosen.tolist(), forward(encoder, batch), strict=True))
-        return [outputs[index] for index in range(len(documents))]
 
 
 def as_example(row: Row | Any, where: str, kind: str, fields: Mapping[str, str]) -> Example | BadRow:
