@@ -12,13 +12,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from terrazzo.config import config, from_dict, to_dict
+from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig
 from terrazzo.packed import Packed
 from terrazzo.provenance import versions, write_json_atomic
@@ -41,12 +42,14 @@ class Choice:
     Args:
         runtime: its name; batch_tokens, streams: at which it did.
         rates: tokens a second of every candidate, each at its best of the tried streams.
+        left_out: candidates that could not be opened, and why.
     """
 
     runtime: str
     batch_tokens: int
     streams: int
     rates: dict[str, float]
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +72,13 @@ def choose(
     """The fastest of some runtimes for a shape of model, at its best batch and number of streams.
 
     Args:
-        candidates: by name, each opened with a number of streams.
+        candidates: by name, each opened with a number of streams; one that raises InputError is left out.
         seconds: roughly, of measuring.
         machine: whose choice it is; None is this one.
         memory: file of choices; None is the user's own, see `memory_file`.
+
+    Raises:
+        InputError: no candidate could be opened: why the first could not.
     """
     machine, memory = machine or this_machine(), memory or memory_file()
     key = choice_key(machine, shape, precision, tuple(candidates))
@@ -86,19 +92,33 @@ def choose(
 
 def measure(candidates: Mapping[str, Opener], shape: EncoderConfig, cores: int, seconds: float) -> Choice:
     """Measure every candidate with one stream and with one a core, then the winner's batches."""
-    streams = sorted({1, cores})
-    opened = {(name, count): opener(count) for name, opener in candidates.items() for count in streams}
-    opened = {(name, runtime.streams): runtime for (name, _), runtime in opened.items()}
+    opened, left_out = _opened(candidates, sorted({1, cores}))
     documents = made_up_documents(shape)
-    trials = {key: (runtime, runtime.batch_tokens) for key, runtime in opened.items()}
-    rates = _rates(trials, documents, seconds * 0.6)
+    rates = _rates({key: (runtime, runtime.batch_tokens) for key, runtime in opened.items()}, documents, seconds * 0.6)
     name, count = max(rates, key=rates.__getitem__)
-    winner = opened[name, count]
-    budgets = _rates({budget: (winner, budget) for budget in BUDGETS}, documents, seconds * 0.4)
+    budgets = _rates({budget: (opened[name, count], budget) for budget in BUDGETS}, documents, seconds * 0.4)
     best = max(budgets, key=budgets.__getitem__)
-    by_name = {each: max(rate for (own, _), rate in rates.items() if own == each) for each in candidates}
-    by_name[name] = max(by_name[name], budgets[best])
-    return Choice(runtime=name, batch_tokens=best, streams=count, rates={k: round(v, 1) for k, v in by_name.items()})
+    tried = [*((own, rate) for (own, _), rate in rates.items()), (name, budgets[best])]
+    by_name = {own: round(max(rate for each, rate in tried if each == own), 1) for own, _ in tried}
+    return Choice(runtime=name, batch_tokens=best, streams=count, rates=by_name, left_out=left_out)
+
+
+def _opened(
+    candidates: Mapping[str, Opener], streams: Sequence[int]
+) -> tuple[dict[tuple[str, int], Runtime], dict[str, str]]:
+    """Every candidate with every number of streams, and those that cannot be opened with the reason."""
+    opened: dict[tuple[str, int], Runtime] = {}
+    left_out: dict[str, InputError] = {}
+    for name, opener in candidates.items():
+        try:
+            runtimes = [opener(count) for count in streams]
+        except InputError as error:
+            left_out[name] = error
+        else:
+            opened.update({(name, runtime.streams): runtime for runtime in runtimes})
+    if not opened:
+        raise next(iter(left_out.values()))
+    return opened, {name: str(error) for name, error in left_out.items()}
 
 
 def made_up_documents(shape: EncoderConfig, copies: int = 3) -> list[np.ndarray]:
@@ -125,7 +145,7 @@ def _rates(
 ) -> dict[Any, float]:
     """Tokens a second of each trial, a runtime with a token budget; the best of rounds that interleave all of them."""
     tokens = sum(map(len, documents))
-    batches = {key: list(_batches(documents, budget)) for key, (_, budget) in trials.items()}
+    batches = {key: list(_batches(documents, budget, runtime.pads)) for key, (runtime, budget) in trials.items()}
     best = dict.fromkeys(trials, float("inf"))
     began, rounds = time.perf_counter(), 0
     while rounds < 2 or (time.perf_counter() - began < seconds and rounds < 20):
@@ -142,11 +162,12 @@ def _seconds(runtime: Runtime, batches: Sequence[Packed]) -> float:
         return time.perf_counter() - began
 
 
-def _batches(documents: Sequence[np.ndarray], budget: int) -> Iterator[Packed]:
-    """Documents sorted by length, at most `budget` tokens in a batch or one document."""
+def _batches(documents: Sequence[np.ndarray], budget: int, pads: bool) -> Iterator[Packed]:
+    """Documents sorted by length, at most `budget` tokens in a batch, padding included, or one document."""
     batch: list[np.ndarray] = []
     for document in sorted(documents, key=len, reverse=True):
-        if batch and sum(map(len, batch)) + len(document) > budget:
+        size = (len(batch) + 1) * len(batch[0]) if pads and batch else sum(map(len, batch)) + len(document)
+        if batch and size > budget:
             yield Packed.from_sequences(batch)
             batch = []
         batch.append(document)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
@@ -203,11 +204,16 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def model_files(folder: Path) -> Iterable[Path]:
+def model_files(folder: Path) -> list[Path]:
     """The files of a model folder that say what the model is, whoever wrote it; no optimizer, no other format."""
-    weights = [*folder.glob("model*.safetensors"), *folder.glob("model.safetensors.index.json")]
-    weights = weights or [*folder.glob("pytorch_model*.bin"), *folder.glob("pytorch_model.bin.index.json")]
-    return sorted({*weights, *(folder / name for name in _DESCRIPTIONS if (folder / name).is_file())})
+    weights = [file for file in folder.iterdir() if is_weights(file.name)]
+    safe = [file for file in weights if "safetensors" in file.name]
+    return sorted([*(safe or weights), *(folder / name for name in _DESCRIPTIONS if (folder / name).is_file())])
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name holds PyTorch's weights or their index."""
+    return re.fullmatch(r"(model|pytorch_model)([\w.-]*)\.(safetensors|bin)(\.index\.json)?", name) is not None
 
 
 _DESCRIPTIONS = (

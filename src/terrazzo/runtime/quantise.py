@@ -240,5 +240,5 @@ def _unreached(frontier: Mapping[int, Agreement], target: Target, parts: int) ->
     )
     return (
         f"int8 does not reach a cosine of {target.cosine} and {target.answers:.0%} equal answers with half of its "
-        f"parts in fp32 ({measured}): take --precision bf16 or fp32, or calibrate with texts that are like those to come"
+        f"parts in fp32 ({measured}): take --precision bf16 or fp32, or calibrate with texts like those to come"
     )

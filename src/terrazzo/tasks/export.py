@@ -1,0 +1,279 @@
+"""A model folder made ready for this machine: the graph of its fastest runtime, checked against fp32, in one folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from tokenizers import Tokenizer
+
+from terrazzo.checkpoint import atomic_folder, load_model, load_tokenizer
+from terrazzo.checkpoint.atomic import RECORD as MODEL_RECORD
+from terrazzo.checkpoint.atomic import standing
+from terrazzo.checkpoint.folder import FORMAT
+from terrazzo.checkpoint.tokenizer import TOKENIZER
+from terrazzo.config import nearest
+from terrazzo.errors import InputError
+from terrazzo.nn import Encoder, MaskedLM
+from terrazzo.provenance import provenance, write_json_atomic
+from terrazzo.runtime.agreement import Agreement, Answers, Judge
+from terrazzo.runtime.building import PACKAGES, RUNTIMES, Builder
+from terrazzo.runtime.choice import choose, made_up_documents
+from terrazzo.runtime.contract import Precision, Runtime, TorchRuntime
+from terrazzo.runtime.folder import (
+    GRAPHS,
+    RuntimeName,
+    RuntimeRecord,
+    is_exported,
+    is_weights,
+    model_files,
+    write_record,
+)
+from terrazzo.runtime.quantise import LEAST_TEXTS, Target
+from terrazzo.tasks.calibration import Calibration, alike, made_up, read_calibration
+from terrazzo.tasks.model import LoadedTask, is_task_folder, load_task_model, model_folder, write_task_model
+from terrazzo.tasks.predict import Predictor
+from terrazzo.tasks.task import Result
+
+Asked = Literal["auto", "torch", "openvino", "onnx"]
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export made.
+
+    Args:
+        record: runtime.json: the runtime, rates, agreement, parts that stayed fp32.
+        left_out: runtimes that were not candidates, and why.
+        remembered: whether the rates come from an earlier export on this machine.
+        seconds: that the export took.
+    """
+
+    folder: Path
+    record: RuntimeRecord
+    left_out: Mapping[str, str]
+    remembered: bool
+    seconds: float
+
+    @property
+    def runtime(self) -> RuntimeName:
+        return self.record.runtime
+
+    @property
+    def agreement(self) -> Agreement:
+        assert self.record.agreement is not None
+        return self.record.agreement
+
+    @property
+    def graph_bytes(self) -> int:
+        """Bytes that the runtime opens: the graph's, or the weights' where PyTorch runs them."""
+        names = GRAPHS[self.runtime] or tuple(name for name in self.record.files if is_weights(name))
+        return sum(self.record.files[name].bytes for name in names)
+
+    def lines(self, made_up: bool) -> list[str]:
+        """A few lines for a person; `made_up` says that no texts were given to compare on."""
+        record = self.record
+        rates = sorted(record.rates.items(), key=lambda item: -item[1])
+        measured = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates)
+        when = "remembered from an earlier export" if self.remembered else "measured here"
+        said = [
+            f"runtime: {record.runtime}, {record.streams} streams, batches of {record.batch_tokens:,} tokens",
+            f"tokens/s: {measured} ({when})",
+            *(f"left out: {name}: {why}" for name, why in self.left_out.items()),
+            f"precision: {record.precision}{_kept_in_fp32(record)}",
+            f"agreement: {self.agreement}{' (made up: give --calibrate to compare on your own)' if made_up else ''}",
+            *(f"note: {note}" for note in _notes(record)),
+            f"wrote {self.folder}: {self.graph_bytes / 1e6:,.1f} MB to run, in {self.seconds:,.0f} s",
+            f"next: terrazzo serve {self.folder}",
+        ]
+        return said
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model folder, open."""
+
+    folder: Path
+    network: MaskedLM | Encoder
+    tokenizer: Tokenizer
+    task: LoadedTask | None
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.network.encoder if isinstance(self.network, MaskedLM) else self.network
+
+    @property
+    def max_len(self) -> int:
+        return self.encoder.config.max_len if self.task is None else self.task.max_len
+
+
+def export(
+    source: str | Path,
+    out: str | Path,
+    runtime: str = "auto",
+    precision: str = "fp32",
+    calibration: str | Path | None = None,
+    fields: Mapping[str, str] | None = None,
+    target: Target | None = None,
+    log: Log = print,
+) -> Exported:
+    """Write `out`: the model in `source` with the graph of its fastest runtime, or of the named one.
+
+    Every candidate is measured on this machine, unless it was for a model of the same shape. What the graph computes is
+    compared with PyTorch in fp32, on texts of `calibration` that were not used for anything else.
+
+    Args:
+        source: any model folder: what pretrain or finetune wrote, a task folder, a published checkpoint.
+        calibration: texts, or the task's rows, one a line; int8 needs them.
+        fields: the column of a field in `calibration`, where its name does not tell.
+        target: agreement that int8 must reach; None is a mean cosine of 0.995 and 99 % of a task's answers.
+
+    Raises:
+        InputError: a model, a runtime with a precision, or texts that cannot be used; a missing package; int8 that does
+            not reach its target.
+    """
+    began = time.perf_counter()
+    asked, exact = _checked(runtime, precision, calibration)
+    opened, out = open_source(source), Path(out)
+    _refuse(out, opened.folder)
+    texts = _texts(opened, calibration, fields)
+    names = _candidates(asked, exact)
+    with atomic_folder(out) as folder:
+        _copy_model(opened, folder)
+        judge = Judge(TorchRuntime(opened.encoder), texts.judge_batches, _answers(opened, texts), alike)
+        builder = Builder(
+            encoder=opened.encoder,
+            precision=exact,
+            folder=folder / ".building",
+            setting=texts.set_batches,
+            judge=judge,
+            target=target or Target(),
+            log=log,
+        )
+        chosen = choose(builder.openers(names), opened.encoder.config, exact)
+        built = builder.build(chosen.choice.runtime)
+        agreement = built.agreement or judge(built.open(None))
+        builder.keep(built, folder)
+        record = write_record(
+            folder,
+            runtime=built.runtime,
+            precision=exact,
+            max_len=opened.max_len,
+            batch_tokens=chosen.choice.batch_tokens,
+            streams=chosen.choice.streams,
+            rates=chosen.choice.rates,
+            agreement=agreement,
+            reverted=built.reverted,
+            half_range=built.half_range,
+        )
+    exported = Exported(
+        folder=out,
+        record=record,
+        left_out=chosen.choice.left_out,
+        remembered=chosen.remembered,
+        seconds=time.perf_counter() - began,
+    )
+    for line in exported.lines(made_up=calibration is None):
+        log(line)
+    return exported
+
+
+def open_source(path: str | Path) -> Source:
+    """A model folder with its tokenizer, and the head of its task where it has one.
+
+    Raises:
+        InputError: not a model folder, or a damaged one.
+    """
+    folder = standing(model_folder(path))
+    if is_task_folder(folder):
+        loaded = load_task_model(folder)
+        loaded.model.eval()
+        return Source(folder=folder, network=loaded.model.encoder, tokenizer=loaded.tokenizer, task=loaded)
+    network = load_model(folder).eval()
+    return Source(folder=folder, network=network, tokenizer=load_tokenizer(folder, network.config), task=None)
+
+
+def _checked(runtime: str, precision: str, calibration: str | Path | None) -> tuple[Asked, Precision]:
+    if runtime not in get_args(Asked):
+        raise InputError(f"--runtime {runtime}: {nearest(runtime, get_args(Asked))}")
+    if precision not in get_args(Precision):
+        raise InputError(f"--precision {precision}: {nearest(precision, get_args(Precision))}")
+    having = RUNTIMES[cast(Precision, precision)]
+    if runtime != "auto" and runtime not in having:
+        raise InputError(f"--runtime {runtime} has no {precision}: take {' or '.join(having)}, or leave it out")
+    if precision == "int8" and calibration is None:
+        raise InputError(
+            "--precision int8 needs texts to set its ranges: --calibrate texts.jsonl, "
+            f"at least {LEAST_TEXTS} rows like those to come"
+        )
+    return cast(Asked, runtime), cast(Precision, precision)
+
+
+def _refuse(out: Path, source: Path) -> None:
+    if out.resolve() == source.resolve():
+        raise InputError(f"--out {out}: is the model itself; name another folder")
+    if (out / MODEL_RECORD).is_file() and not is_exported(out):
+        raise InputError(f"--out {out}: holds a model that was not exported and would be replaced; name another folder")
+
+
+def _candidates(runtime: Asked, precision: Precision) -> tuple[RuntimeName, ...]:
+    """The runtimes to try: the one asked for, or all whose packages are installed."""
+    if runtime != "auto":
+        return (runtime,)
+    found = tuple(name for name in RUNTIMES[precision] if all(map(importlib.util.find_spec, PACKAGES[name, precision])))
+    if not found:
+        raise InputError(f"no runtime for {precision} is installed: pip install 'terrazzo[serve,export]'")
+    return found
+
+
+def _texts(source: Source, calibration: str | Path | None, fields: Mapping[str, str] | None) -> Calibration:
+    if calibration is None:
+        return made_up(made_up_documents(source.encoder.config))
+    task = None if source.task is None else source.task.model.task
+    return read_calibration(calibration, source.tokenizer, source.max_len, task, fields)
+
+
+def _answers(source: Source, texts: Calibration) -> Answers | None:
+    task = source.task
+    if task is None or not texts.rows:
+        return None
+
+    def answers(runtime: Runtime) -> list[Result]:
+        return Predictor(task.model, task.tokenizer, task.max_len, runtime=runtime).predict(texts.rows)
+
+    return answers
+
+
+def _copy_model(source: Source, folder: Path) -> None:
+    """The model's files; adapters that the folder keeps apart are merged, because graphs have none."""
+    task = source.task
+    if task is not None and task.adapter is not None:
+        write_task_model(folder, task.model, source.folder / TOKENIZER, max_len=task.max_len)
+        return
+    for file in model_files(source.folder):
+        shutil.copyfile(file, folder / file.name)
+    if not (folder / MODEL_RECORD).is_file():  # published checkpoints have none, and it marks a folder as ours
+        write_json_atomic(folder / MODEL_RECORD, {"format": FORMAT, **provenance()})
+
+
+def _kept_in_fp32(record: RuntimeRecord) -> str:
+    if not record.reverted:
+        return ", all matrix products" if record.precision == "int8" else ""
+    return f", but fp32 for {', '.join(record.reverted)}, which cost most agreement"
+
+
+def _notes(record: RuntimeRecord) -> list[str]:
+    machine = record.machine
+    if record.precision == "int8" and record.half_range:
+        return ["this CPU has no VNNI: weights keep to 7 bits so that sums stay exact, and int8 gains little speed"]
+    if record.precision == "int8":
+        return ["its int8 weights need a CPU with VNNI or AMX, as this one; others refuse the folder"]
+    if record.precision == "bf16" and not machine.has_bf16:
+        return ["this CPU has no bf16 products: they are computed in fp32, at no gain"]
+    return []
