@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from terrazzo.serve.batching import PADDING_SHARE, PADDING_TOKENS, Queue, Request, company
+from terrazzo.serve.batching import PADDING_SHARE, PADDING_TOKENS, Queue, Request, company, unpadded_company
 from terrazzo.tasks.task import Encoded
 
 
@@ -42,6 +42,12 @@ def test_company_is_of_similar_length():
     assert sorted(company(lengths, 0, 205)) == [0, 4]
     assert sorted(company(lengths, 0, 306)) == [0, 2, 4]
     assert sorted(company(lengths, 1, 9000)) == [1, 6]
+
+
+def test_company_without_padding_is_what_came_first():
+    assert unpadded_company([10, 500, 3, 90, 7], 110) == [0, 2, 3, 4]
+    assert unpadded_company([10, 500, 3, 90, 7], 109) == [0, 2, 3]
+    assert unpadded_company([10, 1], 5) == [0]
 
 
 def test_a_queue_gives_every_document_once_and_no_batch_beyond_the_budget():

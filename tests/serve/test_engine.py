@@ -17,7 +17,7 @@ class Gate:
     """A runtime that notes what it is asked for and waits until it may go on."""
 
     name, precision, config = "gate", "fp32", EncoderConfig(vocab_size=100, width=32, depth=1, num_heads=1)
-    batch_tokens = 64
+    batch_tokens, pads, device = 64, True, torch.device("cpu")
 
     def __init__(self, streams=1, is_open=True):
         self.streams, self.seen, self.started = streams, [], threading.Semaphore(0)

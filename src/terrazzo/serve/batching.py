@@ -19,8 +19,8 @@ PADDING_SHARE, PADDING_TOKENS = 0.25, 256
 
 
 def company(lengths: Sequence[int], first: int, budget: int) -> list[int]:
-    """The documents that run with document `first`, itself included: its neighbours in length, nearest first, as long
-    as the padded cost, longest x number, is within `budget` and little of it is padding.
+    """The documents that run with document `first`, itself included, where shorter ones are padded: its neighbours in
+    length, nearest first, as long as the cost, longest x number, is within `budget` and little of it is padding.
 
     A document beyond the budget runs alone.
     """
@@ -39,6 +39,16 @@ def company(lengths: Sequence[int], first: int, budget: int) -> list[int]:
         if not options:
             return order[low : high + 1]
         _, real, longest, low, high = min(options, key=lambda option: option[0] - option[1])
+
+
+def unpadded_company(lengths: Sequence[int], budget: int) -> list[int]:
+    """The documents that run with the first where nothing is padded: those after it, in order, that fit `budget`."""
+    chosen, room = [0], budget - lengths[0]
+    for index, length in enumerate(lengths[1:], 1):
+        if length <= room:
+            chosen.append(index)
+            room -= length
+    return chosen
 
 
 def _worth(padded: int, real: int, budget: int) -> bool:
@@ -88,10 +98,14 @@ class Queue:
     goes to the end of the line with what is left of it: no request waits for more than one batch of each before it.
 
     Not safe for threads: the engine holds a lock.
+
+    Args:
+        budget: tokens of a batch.
+        pads: whether padding counts as tokens.
     """
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, budget: int, pads: bool = True) -> None:
+        self.budget, self.pads = budget, pads
         self.documents = self.tokens = 0
         self._line: deque[Request] = deque()
 
@@ -131,8 +145,10 @@ class Queue:
             if room <= 0:
                 break
             seen += [(request, index) for index in request.waiting[: -room - 1 : -1]]
+        lengths = [request.lengths[index] for request, index in seen]
+        together = company(lengths, 0, self.budget) if self.pads else unpadded_company(lengths, self.budget)
         chosen: dict[Request, list[int]] = {}
-        for place in sorted(company([request.lengths[index] for request, index in seen], 0, self.budget)):
+        for place in sorted(together):
             request, index = seen[place]
             chosen.setdefault(request, []).append(index)
         for request, indices in chosen.items():

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from terrazzo.runtime import Runtime
+import torch
+
+from terrazzo.runtime import Runtime, share_threads
 from terrazzo.serve.batching import Batch, Part, Queue, Request
 from terrazzo.tasks.forward import Forward, run
 from terrazzo.tasks.task import Encoded
@@ -40,7 +42,8 @@ class BatchStats:
     """What one batch was.
 
     Args:
-        documents, requests: in the batch; tokens: of the documents; padded: the longest x their number.
+        documents, requests: in the batch; tokens: of the documents; padded: with padding, where the
+            runtime pads.
         waits: seconds that each request waited for this batch.
         seconds: that the batch ran.
         queued_documents, queued_tokens: left waiting when it ended.
@@ -67,9 +70,11 @@ class Engine:
 
     Args:
         runtime: called by `runtime.streams` threads.
-        max_batch_tokens: padded tokens of a batch, or one document where it is longer; None takes the runtime's.
+        max_batch_tokens: of a batch, padding included where the runtime pads, or one document where it is longer; None
+            takes the runtime's.
         max_queue_tokens: tokens that may wait; a request that finds the queue empty is always taken.
         max_wait: seconds for which a batch with room left waits for company.
+        threads: of PyTorch, which the streams share; None takes as many as it has.
         observe: is told of every batch.
     """
 
@@ -80,11 +85,13 @@ class Engine:
         max_batch_tokens: int | None = None,
         max_queue_tokens: int = 262_144,
         max_wait: float = 0.0,
+        threads: int | None = None,
         observe: Observer | None = None,
     ) -> None:
         self.runtime, self.max_queue_tokens, self.max_wait = runtime, max_queue_tokens, max_wait
         self.max_batch_tokens = max_batch_tokens or runtime.batch_tokens
-        self._queue, self._observe = Queue(self.max_batch_tokens), observe
+        self._queue, self._observe = Queue(self.max_batch_tokens, runtime.pads), observe
+        self._cores = threads or torch.get_num_threads()
         self._changed, self._open, self._rate = threading.Condition(), True, 0.0
         names = [f"{runtime.name}-{number}" for number in range(runtime.streams)]
         self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
@@ -153,6 +160,7 @@ class Engine:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
+        share_threads(self._cores, self.runtime.streams)
         while (batch := self._next()) is not None:
             began = time.monotonic()
             self._run(batch.parts)
@@ -209,7 +217,7 @@ class Engine:
                 documents=len(lengths),
                 requests=len(batch.parts),
                 tokens=sum(lengths),
-                padded=len(lengths) * max(lengths),
+                padded=len(lengths) * max(lengths) if self.runtime.pads else sum(lengths),
                 waits=tuple(began - part.request.arrived for part in batch.parts),
                 seconds=seconds,
                 queued_documents=waiting[0],

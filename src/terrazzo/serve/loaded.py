@@ -1,6 +1,6 @@
 """What one model folder becomes in memory: a tokenizer, a head, and its encoder behind an engine that others share.
 
-Shapes: D width, M masked positions, V vocabulary.
+Shapes: D width.
 """
 
 from __future__ import annotations
@@ -11,30 +11,32 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
+from torch import nn
 
-from terrazzo.api import Model, Prediction, load
+from terrazzo.api import Model, load
+from terrazzo.checkpoint import load_config, load_model, load_tokenizer
+from terrazzo.checkpoint.atomic import standing
 from terrazzo.checkpoint.tokenizer import special_ids
 from terrazzo.config import to_dict
 from terrazzo.errors import InputError
-from terrazzo.nn import EncoderConfig, MaskedLM
-from terrazzo.packed import Packed
+from terrazzo.nn import Encoder, EncoderConfig, MaskedLM
 from terrazzo.runtime import Runtime, TorchRuntime
+from terrazzo.runtime.folder import GRAPHS, RuntimeRecord, is_exported, open_runtime, read_record
 from terrazzo.serve.engine import BatchStats, Engine
 from terrazzo.serve.inputs import encode_inputs
 from terrazzo.serve.settings import Settings
 from terrazzo.tasks import Task
-from terrazzo.tasks.forward import EncoderLike, Forward, answer, embed, run
+from terrazzo.tasks.forward import Forward, answer, embed, fill, run
 from terrazzo.tasks.label import LabelTask
-from terrazzo.tasks.model import model_fingerprint, model_folder
+from terrazzo.tasks.model import is_task_folder, load_task_head, model_fingerprint, model_folder
 from terrazzo.tasks.multi import MultiTask
 from terrazzo.tasks.tag import TagTask
 
@@ -163,7 +165,12 @@ class Encoders:
     def __init__(self, settings: Settings, observe: Callable[[str, BatchStats], None]) -> None:
         self.settings, self._observe = settings, observe
         self._known: dict[str, SharedEncoder] = {}
-        self._lock = threading.Lock()
+        self._lock, self._threads = threading.Lock(), settings.threads or torch.get_num_threads()
+
+    def known(self, key: str) -> Runtime | None:
+        """The encoder of this key, where one is in use."""
+        with self._lock:
+            return self._known[key].runtime if key in self._known else None
 
     def acquire(self, key: str, name: str, runtime: Runtime) -> SharedEncoder:
         """The encoder of this key, new or shared."""
@@ -175,6 +182,7 @@ class Encoders:
                     max_batch_tokens=self.settings.max_batch_tokens,
                     max_queue_tokens=self.settings.max_queue_tokens,
                     max_wait=self.settings.max_wait,
+                    threads=self._threads,
                     observe=functools.partial(self._observe, name),
                 )
                 shared = self._known[key] = SharedEncoder(key=key, name=name, runtime=runtime, engine=engine)
@@ -197,13 +205,12 @@ def load_folder(name: str, path: Path, encoders: Encoders) -> Loaded:
     Raises:
         InputError: no model that can be served.
     """
-    seen = signature(path)
-    model = load(path, encoders.settings.device)
-    runtime = runtime_of(model)
-    canary = warm_up(model, runtime, path, encoders.settings.warm_up)
-    fingerprint = model_fingerprint(model_folder(path))
+    seen, folder = signature(path), model_folder(path)
+    model, key = open_model(folder, encoders)
+    canary = warm_up(model, path, encoders.settings.warm_up)
+    fingerprint = model_fingerprint(standing(folder))
     mask_id = special_ids(model.tokenizer).get("mask", -1)
-    shared = encoders.acquire(encoder_key(path, runtime), name, runtime)
+    shared = encoders.acquire(key, name, model.runtime)
     return Loaded(
         encoder=shared,
         tokenizer=model.tokenizer,
@@ -216,24 +223,46 @@ def load_folder(name: str, path: Path, encoders: Encoders) -> Loaded:
     )
 
 
-def runtime_of(model: Model) -> Runtime:
-    """What runs the model's encoder."""
-    return TorchRuntime(model.encoder)
+def open_model(folder: Path, encoders: Encoders) -> tuple[Model, str]:
+    """A model, and what tells its encoder from others: equal keys, equal hidden states.
+
+    An exported encoder that is in use already is not opened again.
+    """
+    graph = is_exported(folder) and encoders.settings.device is None
+    record = read_record(folder) if graph else None
+    if record is None or record.runtime == "torch":
+        model = load(folder, encoders.settings.device)
+        assert isinstance(model.runtime, TorchRuntime)
+        own_memory(model.network)
+        return model, tensors_key(model.runtime.encoder)
+    key = record_key(record, load_config(folder))
+    runtime = encoders.known(key) or open_runtime(folder, threads=encoders.settings.threads)
+    task = load_task_head(folder) if is_task_folder(folder) else None
+    tokenizer = load_tokenizer(standing(folder), runtime.config) if task is None else task.tokenizer
+    return Model(functools.partial(load_model, folder), tokenizer, task, runtime), key
 
 
-def encoder_key(path: Path, runtime: Runtime) -> str:
-    """A hash of what an encoder computes: equal keys, equal hidden states."""
-    about = {"runtime": runtime.name, "precision": runtime.precision, "config": to_dict(runtime.config)}
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    if isinstance(runtime, TorchRuntime):
-        for name, tensor in sorted(runtime.encoder.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    else:
-        for file in sorted(model_folder(path).glob("encoder.*")):
-            with open(file, "rb") as graph:
-                digest.update(file.name.encode() + hashlib.file_digest(graph, "sha256").digest())
+@torch.no_grad()
+def own_memory(module: nn.Module) -> None:
+    """Copy what is mapped from a file, which whoever writes into that file would change under the running server."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
+
+
+def tensors_key(encoder: Encoder) -> str:
+    """The key of an encoder in PyTorch: a hash of its shape and of all its numbers."""
+    digest = hashlib.sha256(json.dumps(to_dict(encoder.config), sort_keys=True).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def record_key(record: RuntimeRecord, config: EncoderConfig) -> str:
+    """The key of an exported encoder: a hash of its runtime and of its files, whose own hashes were checked."""
+    files = {name: record.files[name].sha256 for name in GRAPHS[record.runtime]}
+    about = {"runtime": record.runtime, "precision": record.precision, "files": files, "config": to_dict(config)}
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def head_of(model: Model, runtime: Runtime) -> Head | None:
@@ -241,6 +270,7 @@ def head_of(model: Model, runtime: Runtime) -> Head | None:
     if model.predictor is None:
         return None
     network = model.predictor.model
+    own_memory(network.head)
     if isinstance(runtime, TorchRuntime):
         network.encoder = runtime.encoder  # the model's own copy is freed
     return Head(task=network.task, answer=answer(network), max_len=model.predictor.max_len)
@@ -248,35 +278,19 @@ def head_of(model: Model, runtime: Runtime) -> Head | None:
 
 def fill_of(model: Model, runtime: Runtime) -> Callable[[int], Forward] | None:
     """Forwards for so many candidates a mask, where the model has a masked-language-model head that sees both sides."""
+    if model.predictor is not None or model.config.causal:
+        return None
     network = model.network
-    if not isinstance(network, MaskedLM) or model.config.causal:
+    if not isinstance(network, MaskedLM):
         return None
     if isinstance(runtime, TorchRuntime):
         network.encoder = runtime.encoder
-    return functools.cache(functools.partial(filling, network, model.tokenizer))
+    else:
+        own_memory(network)
+    return functools.cache(functools.partial(fill, network, model.tokenizer))
 
 
-def filling(network: MaskedLM, tokenizer: Tokenizer, top_k: int) -> Forward:
-    """The `top_k` likeliest tokens at every selected position of each document, best first."""
-
-    def forward(encoder: EncoderLike, batch: Packed) -> Sequence[list[list[Prediction]]]:
-        assert batch.masked_M is not None, "no masks"
-        hidden_MD = network.head(encoder(batch, batch.masked_M))
-        weight_VD = network.encoder.embeddings.tokens.weight[: network.config.vocab_size]
-        bias_V = None if network.head.bias is None else network.head.bias[: network.config.vocab_size]
-        logits_MV = F.linear(hidden_MD, weight_VD, bias_V).float()
-        best = logits_MV.softmax(-1).topk(min(top_k, network.config.vocab_size))
-        found = [
-            [Prediction(token=tokenizer.decode([i]), id=i, probability=p) for p, i in zip(*pair, strict=True)]
-            for pair in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-        ends = torch.searchsorted(batch.masked_M, batch.cu_seqlens[1:].long()).tolist()
-        return [found[first:last] for first, last in zip([0, *ends], ends, strict=False)]
-
-    return forward
-
-
-def warm_up(model: Model, runtime: Runtime, path: Path, several: bool) -> np.ndarray:
+def warm_up(model: Model, path: Path, several: bool) -> np.ndarray:
     """Run a few shapes; the embedding `(D,)` of the first text.
 
     Raises:
@@ -285,7 +299,7 @@ def warm_up(model: Model, runtime: Runtime, path: Path, several: bool) -> np.nda
     forward, canary = embed(), np.zeros(0)
     for text, count in _WARM_UP if several else _WARM_UP[:1]:
         (document,) = encode_inputs(model.tokenizer, [text], model.config.max_len, model.config.vocab_size)
-        vectors = run(runtime, [document] * count, [forward] * count)
+        vectors = run(model.runtime, [document] * count, [forward] * count)
         canary = canary if len(canary) else vectors[0]
     if not np.isfinite(canary).all():
         raise InputError(f"{path}: the encoder gives numbers that are not finite: its weights are damaged")

@@ -16,16 +16,16 @@ from typing import Any, TypeVar
 import numpy as np
 from tokenizers import Tokenizer
 
-from terrazzo.api import Prediction
 from terrazzo.errors import InputError
 from terrazzo.runtime import Runtime
 from terrazzo.serve.engine import Engine
 from terrazzo.serve.inputs import Tokenized, Truncate, Usage, encode_inputs, refuse_long, tokenize, usage_of
 from terrazzo.serve.loaded import Loaded
 from terrazzo.tasks import BadRow, Encoded, Example, Result, Task
-from terrazzo.tasks.forward import Forward, Pooling, embed
+from terrazzo.tasks.forward import Forward, Pooling, Prediction, embed
 from terrazzo.tasks.label import LabelTask
 from terrazzo.tasks.predict import as_example
+from terrazzo.tasks.regression import RegressionTask
 
 T = TypeVar("T")
 #: Characters that are tokenized where they are; more go to a thread.
@@ -164,7 +164,7 @@ class Served:
         Raises:
             InputError: the query or a document is empty. TooLong, QueueFull, Draining.
         """
-        score = relevance(self.task)
+        score = None if self.task is None else relevance(self.task)
         if score is None:
             vectors, usage = await self.embed([query, *documents], truncate=truncate)
             return (vectors[1:].astype(np.float64) @ vectors[0]), usage
@@ -210,12 +210,12 @@ class Served:
         return rows
 
 
-def relevance(task: Any) -> Callable[[Result], float] | None:
+def relevance(task: Task) -> Callable[[Result], float] | None:
     """How relevant a pair is by its result, for tasks that read a query and a document; None for the others."""
     if isinstance(task, LabelTask) and task.kind == "pair":
         relevant = task.classes[-1] if task.positive is None else task.positive
         return lambda result: (result.probabilities or {})[relevant]
-    if task.kind == "regression" and task.pair:
+    if isinstance(task, RegressionTask) and task.pair:
         return lambda result: float(result.score or 0.0)
     return None
 
