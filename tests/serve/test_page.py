@@ -24,10 +24,17 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 NODE = shutil.which("node")
 FILES = page_files()
 HTML, STYLE, SCRIPT = (FILES[path].body.decode() for path in ("/", "/page/page.css", "/page/page.js"))
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --remote-debugging-port=0"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+]
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 
@@ -138,7 +145,7 @@ class Scripted(http.server.ThreadingHTTPServer):
         self.info = info(models)
         self.replies, self.bodies, self.keys, self.slow, self.key = {}, [], [], threading.Event(), None
         self.slow.set()
-        self.metrics = ""
+        self.metrics, self.polls = "", 0
         self.address = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -150,10 +157,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):  # noqa: N802
         if self.path in FILES:
             file = FILES[self.path]
-            return self.answer(200, file.body, {"Content-Type": file.media_type, **file.headers})
+            self.answer(200, file.body, {"Content-Type": file.media_type, **file.headers})
+            return
         if self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
-            return self.answer(401, refusal("no API key: send the header Authorization: Bearer KEY"))
-        return self.answer(200, self.server.info if self.path == "/info" else self.server.metrics.encode())
+            self.answer(401, refusal("no API key: send the header Authorization: Bearer KEY"))
+            return
+        self.answer(200, self.server.info if self.path == "/info" else self.server.metrics.encode())
+        self.server.polls += self.path == "/metrics"
 
     def do_POST(self):  # noqa: N802
         raw = self.rfile.read(int(self.headers["Content-Length"]))
@@ -290,7 +300,9 @@ def chromium(folder):
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            with connect(tab_address(folder / "DevToolsActivePort"), proxy=None, max_size=None) as socket:
+            with connect(
+                tab_address(folder / "DevToolsActivePort"), proxy=None, max_size=None, ping_interval=None
+            ) as socket:
                 yield Tab(socket)
         finally:
             process.terminate()
@@ -439,11 +451,17 @@ def test_tabs_answer_to_arrow_keys(tab, server):
 @in_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_scrolls_in_one_direction_only(tab, server, scheme):
-    server.metrics = "terrazzo_requests_total 1\n"
-    tab.open(server.address, width=360, height=740, scheme=scheme)
+    long = "x" * 200
+    scores = [{"label": long, "score": 1.0}]
+    server.replies["/v1/classify"] = listed(replies.ClassifyReply, {"label": long, "score": 1.0, "scores": scores})
+    tab.open(f"{server.address}/#classify", width=360, height=740, scheme=scheme)
     tab.until("document.querySelector('[role=tab]')")
-    tab.until("!document.querySelector('#figures').hidden || document.querySelector('#live').scrollIntoView()")
-    for name in ("similarity", "classify", "tag", "rerank"):
+    tab.write("#classify-text", long)
+    tab.click("#panel-classify .run")
+    tab.until(shown("classify", ".headline"))
+    tab.run("document.querySelectorAll('details').forEach((folded) => (folded.open = true))")
+    tab.run("document.querySelectorAll('#figures, #live-chart, .message, .busy').forEach((e) => (e.hidden = false))")
+    for name in ("classify", "similarity", "tag", "rerank"):
         tab.run(f"document.querySelector('#tab-{name}').click()")
         assert tab.run("document.documentElement.scrollWidth") == 360, name
     background = tab.run("getComputedStyle(document.body).backgroundColor")
@@ -466,7 +484,7 @@ def test_live_figures_are_what_came_between_two_polls(tab, server):
 
     server.metrics = metrics(1000, 1000)
     tab.open(server.address, height=3000)
-    tab.until("!document.querySelector('#figures').hidden")
+    wait_until(lambda: server.polls, "the first poll")
     server.metrics = metrics(1100, 1050)
     tab.until("document.querySelector('#live-p50').textContent !== '–'")
     read = "[...document.querySelectorAll('#figures b')].map((b) => [b.id, b.textContent])"

@@ -5,6 +5,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const KEY = "terrazzo-api-key";
 const POLL_MS = 2000;
 const KEPT_POLLS = 60;
+const KEPT_SECONDS = 30;
 const SHOWN_BARS = 8;
 
 /** An element; attributes `class` and others by name, `on` its listeners; strings among the children become text. */
@@ -165,6 +166,7 @@ const TASKS = {
   similarity: {
     title: "Similarity",
     suits: (model) => model.can.has("embed"),
+    order: plainFirst,
     path: "v1/embeddings",
     request: (form) => ({ model: form.model, input: [form.text, ...lines(form.others)] }),
     draw: drawSimilarity,
@@ -204,7 +206,7 @@ const TASKS = {
     draw: drawTags,
     examples: {
       "News": { text: "In March, Angela Merkel met the board of Siemens in Munich before flying to New York, where the United Nations had invited her to speak." },
-      "Emoji 🧭": { text: "🧭 Ada Lovelace left London 🇬🇧 for Paris 👩‍👩‍👧 and wrote to Charles Babbage." },
+      "Emoji": { text: "🧭 Ada Lovelace left London 🇬🇧 for Paris 👩‍👩‍👧 and wrote to Charles Babbage." },
       "Arabic": { text: "زارت أنغيلا ميركل مدينة القاهرة والتقت ممثلي الأمم المتحدة." },
     },
   },
@@ -222,6 +224,7 @@ const TASKS = {
   rerank: {
     title: "Rerank",
     suits: (model) => model.can.has("rerank"),
+    order: plainFirst,
     path: "v1/rerank",
     request: (form) => ({ model: form.model, query: form.query, documents: lines(form.documents) }),
     draw: drawRanking,
@@ -242,6 +245,11 @@ const TASKS = {
     },
   },
 };
+
+/** Models that were not bent to a task give the better vectors. */
+function plainFirst(a, b) {
+  return Number(a.info.kind != null) - Number(b.info.kind != null);
+}
 
 function classifyRequest(form, model) {
   const input = model.pair ? [[form.text, form.second]] : form.text;
@@ -264,7 +272,10 @@ function onlyResult(reply) {
   return result;
 }
 
-const cutNote = (result) => result.truncated && element("p", { class: "note" }, `${plural(result.truncated, "token")} at the end did not fit and ${result.truncated === 1 ? "was" : "were"} not read.`);
+function cutNote({ truncated }) {
+  if (!truncated) return null;
+  return element("p", { class: "note" }, `${plural(truncated, "token")} did not fit into the model and ${truncated === 1 ? "was" : "were"} not read.`);
+}
 
 function drawClasses(reply) {
   const result = onlyResult(reply);
@@ -276,7 +287,7 @@ function drawClasses(reply) {
 
 function drawValue(reply) {
   const result = onlyResult(reply);
-  return [headline(result.score.toFixed(3)), cutNote(result)];
+  return [headline(result.score.toFixed(3), "on the scale of the rows that the model was trained on"), cutNote(result)];
 }
 
 function drawTags(reply, request, model) {
@@ -434,12 +445,13 @@ class Panel {
   }
 
   show(drawn) {
-    this.find(".result").replaceChildren(...drawn.filter((part) => part != null && part !== 0));
+    this.find(".result").replaceChildren(...drawn.filter((part) => part != null));
   }
 
   refuse(error) {
     const place = this.find(".output > .message");
     place.hidden = false;
+    this.show([]); // an older answer is not this request's
     if (error.name === "AbortError") {
       place.replaceChildren(element("p", {}, "Cancelled."));
       return;
@@ -447,19 +459,23 @@ class Panel {
     if (!(error instanceof Refusal)) throw error;
     place.replaceChildren(element("p", {}, error.message));
     if (error.status === 401) askForKey();
-    if (error.status === 429 || error.status === 503) place.append(this.retryButton(error.retryAfter ?? 1, place));
+    if (error.status === 429 || error.status === 503) place.append(this.retryButton(error.retryAfter ?? 1));
   }
 
   /** A button that counts down to when the server takes requests again. */
-  retryButton(seconds, place) {
-    const button = element("button", { type: "button", disabled: true, on: { click: () => this.run() } });
-    const count = (left) => {
-      if (!place.contains(button) && left < seconds) return;
+  retryButton(seconds) {
+    const button = element("button", { type: "button", on: { click: () => this.run() } });
+    let left = Math.ceil(seconds);
+    const count = () => {
       button.textContent = left > 0 ? `Try again in ${left} s` : "Try again";
       button.disabled = left > 0;
-      if (left > 0) setTimeout(() => count(left - 1), 1000);
     };
-    count(Math.ceil(seconds));
+    const clock = setInterval(() => {
+      left -= 1;
+      count();
+      if (left <= 0 || !button.isConnected) clearInterval(clock);
+    }, 1000);
+    count();
     return button;
   }
 }
@@ -560,7 +576,6 @@ class Live {
   look() {
     const wanted = this.seen && document.visibilityState === "visible";
     if (wanted && this.timer == null) {
-      this.polls = []; // rates over a time that nobody watched say little
       this.timer = setInterval(() => this.poll(), POLL_MS);
       this.poll();
     } else if (!wanted) {
@@ -574,10 +589,12 @@ class Live {
     this.asking = true;
     try {
       const text = await ask("metrics", null, { plain: true, signal: AbortSignal.timeout(5 * POLL_MS) });
-      this.polls.push(totals(readMetrics(text), performance.now() / 1000));
+      const now = totals(readMetrics(text), performance.now() / 1000);
+      if (now.at - (this.polls.at(-1)?.at ?? 0) > KEPT_SECONDS) this.polls = []; // nobody watched for long
+      this.polls.push(now);
       this.polls.splice(0, this.polls.length - 6);
       showState(true);
-      this.draw();
+      if (this.polls.length > 1) this.draw();
     } catch (error) {
       byId("live-note").hidden = false;
       byId("live-note").textContent = error.message;
@@ -589,7 +606,7 @@ class Live {
 
   draw() {
     const [first, last] = [this.polls[0], this.polls.at(-1)];
-    const before = this.polls.at(-2) ?? last;
+    const before = this.polls.at(-2);
     const rate = (name) => (last.sum(name) - before.sum(name)) / Math.max(0.001, last.at - before.at);
     const gained = (name) => last.sum(name) - first.sum(name);
     const [fast, slow] = [quantile(0.5, first, last), quantile(0.95, first, last)];
@@ -607,7 +624,7 @@ class Live {
     for (const [id, text] of Object.entries(shown)) byId(id).textContent = text;
     byId("figures").hidden = false;
     byId("live-note").hidden = true;
-    if (last !== before) this.drawCourse(rate("terrazzo_inputs_total"));
+    this.drawCourse(rate("terrazzo_inputs_total"));
   }
 
   drawCourse(rate) {
@@ -618,15 +635,20 @@ class Live {
     const points = this.rates.map((value, i) => `${300 - (this.rates.length - 1 - i) * (300 / (KEPT_POLLS - 1))} ${58 - (54 * value) / top}`);
     byId("live-line").setAttribute("d", `M${points.join("L")}`);
     byId("live-area").setAttribute("d", `M${points[0].split(" ")[0]} 60L${points.join("L")}L300 60Z`);
+    byId("live-chart-text").textContent = `texts a second, now ${rate.toFixed(1)}, at most ${top.toFixed(1)}`;
     byId("live-span").textContent = `the last ${duration((this.rates.length * POLL_MS) / 1000)}, up to ${top.toFixed(1)}`;
   }
 }
 
 // ---- Start -------------------------------------------------------------------------------------------------------
 
-function showState(ready, text = ready ? "ready" : "no answer") {
-  byId("state").className = `state ${ready ? "ready" : "down"}`;
-  byId("state").textContent = text;
+/** The line beside the name; without `text`, what was said last of a server that answers. */
+function showState(ready, text) {
+  const place = byId("state");
+  place.className = `state ${ready ? "ready" : "down"}`;
+  if (ready && text != null) place.dataset.ready = text;
+  const said = text ?? (ready ? place.dataset.ready : "no answer");
+  if (place.textContent !== said) place.textContent = said;
 }
 
 /** What the page needs of a model in /info. */
@@ -648,21 +670,27 @@ function described(info) {
 
 const WORDS = { embed: "similarity", classify: "classes", regression: "a value", tag: "tags", qa: "answers", rerank: "ranking", fill_mask: "gaps" };
 
-function modelCard(model) {
+function modelCard(model, open) {
   const { info } = model;
-  const facts = [
-    ["gives", info.abilities.map((ability) => WORDS[ability] ?? ability).join(", ")],
-    ["classes", info.labels.length ? `${info.labels.length}: ${info.labels.slice(0, 4).join(", ")}${info.labels.length > 4 ? ", …" : ""}` : null],
-    ["problems", info.problems.join(", ") || null],
-    ["size", `${model.size}, vectors of ${info.width}`],
-    ["runs on", model.runtime],
-    ["reads", `up to ${plural(info.max_len, "token")} an input`],
-    ["batches", `up to ${plural(info.batch_tokens, "token")}; ${info.queue_tokens.toLocaleString("en")} may wait`],
-    ["loaded", new Date(1000 * info.loaded).toLocaleString()],
-    ["fingerprint", info.fingerprint.slice(0, 16)],
-  ];
-  const list = facts.filter(([, value]) => value != null).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
-  return element("article", {}, element("h3", {}, model.name), element("dl", {}, ...list));
+  const classes = info.labels.length > 4 ? `${info.labels.slice(0, 4).join(", ")} and ${info.labels.length - 4} more` : info.labels.join(", ");
+  const facts = {
+    classes,
+    problems: info.problems.join(", "),
+    size: `${model.size}, ${info.width} dimensions`,
+    "runs on": model.runtime,
+    reads: `up to ${plural(info.max_len, "token")} an input`,
+    batches: `of up to ${plural(info.batch_tokens, "token")}`,
+    waiting: `at most ${plural(info.queue_tokens, "token")}`,
+    loaded: new Date(1000 * info.loaded).toLocaleString(),
+    fingerprint: info.fingerprint.slice(0, 16),
+  };
+  const list = Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
+  const gives = info.abilities.map((ability) => WORDS[ability] ?? ability).join(", ");
+  return element("details", { open }, element("summary", {}, element("b", {}, model.name), " ", element("span", {}, gives)), element("dl", {}, ...list));
+}
+
+function limits({ max_texts, max_body_bytes }) {
+  return `One request may hold ${plural(max_texts, "text")} and ${(max_body_bytes / 2 ** 20).toLocaleString("en", { maximumFractionDigits: 1 })} MiB.`;
 }
 
 function askForKey() {
@@ -683,9 +711,10 @@ async function start() {
     const info = await ask("info");
     byId("access").open = false;
     const models = info.models.map(described);
-    showState(info.ready, `${info.ready ? "ready" : "not ready yet"} · ${plural(models.length, "model")} · version ${info.version}`);
+    showState(true, `${info.ready ? "ready" : "answers, but is not ready"} · ${plural(models.length, "model")} · version ${info.version}`);
+    byId("limits").textContent = limits(info.limits);
     tell(models.length ? null : "This server holds no model.");
-    byId("models").replaceChildren(...models.map(modelCard));
+    byId("models").replaceChildren(...models.map((model) => modelCard(model, models.length <= 6 && innerWidth > 600)));
     if (!started) drawTasks(models);
     started = true;
   } catch (error) {
@@ -698,7 +727,7 @@ async function start() {
 }
 
 function drawTasks(models) {
-  const suited = Object.entries(TASKS).map(([name, task]) => [name, models.filter(task.suits)]);
+  const suited = Object.entries(TASKS).map(([name, task]) => [name, models.filter(task.suits).sort(task.order ?? (() => 0))]);
   const names = suited.filter(([, able]) => able.length).map(([name]) => name);
   if (!names.length) return;
   for (const [name, able] of suited) if (able.length) new Panel(name, TASKS[name], able);
