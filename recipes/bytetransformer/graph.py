@@ -14,7 +14,7 @@ from recipes.bytetransformer.speed import Arm
 from terrazzo.nn import Encoder
 from terrazzo.packed import Packed
 from terrazzo.runtime.openvino import OpenVinoRuntime, to_openvino
-from terrazzo.tasks.batches import by_budget
+from terrazzo.tasks.batches import by_shares
 
 
 def openvino_arms(encoder: Encoder) -> dict[str, Arm]:
@@ -28,7 +28,7 @@ def by_length(runtime: OpenVinoRuntime, mix: Mix) -> Tensor:
     documents = mix.packed.tokens_T.split(list(mix.packed.lengths))
     starts = np.cumsum([0, *mix.packed.lengths])
     hidden_TD = torch.empty(mix.packed.num_tokens, runtime.config.width)
-    for rows in by_budget(mix.packed.lengths, runtime.batch_tokens):
+    for rows in by_shares(mix.packed.lengths, runtime.batch_tokens, pads=runtime.pads):
         own = Packed.from_sequences([documents[row].numpy() for row in rows])
         places_T = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
         hidden_TD[torch.from_numpy(places_T)] = runtime(own)

@@ -1,0 +1,229 @@
+"""The survey's families, and everything that terrazzo has in them today: one entry of `TECHNIQUES` a row of the table.
+
+A further technique is one more entry: what it is called, its family, and a function that makes it of a `Workplace`.
+
+Shapes: T packed tokens, B documents, S padded length.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from terrazzo.nn import Encoder, EncoderConfig
+from terrazzo.nn.flops import forward_flops
+from terrazzo.packed import Packed
+from terrazzo.runtime import PaddedEncoder, Precision, Runtime, TorchRuntime
+from terrazzo.runtime.agreement import Judge
+from terrazzo.runtime.building import Builder
+from terrazzo.runtime.folder import GRAPHS, RuntimeName
+from terrazzo.runtime.machine import this_machine
+from terrazzo.runtime.padded import padded_inputs
+from terrazzo.runtime.quantise import Target
+
+Family = Literal[
+    "knowledge distillation",
+    "pruning",
+    "quantization",
+    "neural architecture search",
+    "lightweight network design",
+    "hardware-level optimization",
+    "hardware accelerators",
+]
+#: Families without an entry, and why; one that gets an entry leaves this table.
+MISSING: dict[Family, str] = {
+    "knowledge distillation": "not in terrazzo yet",
+    "pruning": "not in terrazzo yet: neither weights, nor heads, layers or tokens",
+    "neural architecture search": "not in terrazzo",
+    "lightweight network design": "not for a trained model; a new one takes gated MLPs, ALiBi, rotary positions and "
+    "local attention as fields of its config",
+    "hardware accelerators": "not in terrazzo: CPUs and CUDA GPUs as they come",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """What techniques are made of.
+
+    Args:
+        encoder: the model, fp32.
+        weights: its file.
+        folder: for graphs.
+        setting: documents that set the ranges of int8, each its own batch; judge: measures agreement on others.
+    """
+
+    encoder: Encoder
+    weights: Path
+    folder: Path
+    setting: Sequence[Packed]
+    judge: Judge
+
+
+#: Multiply-adds of documents of these lengths that run as one batch.
+Macs = Callable[[np.ndarray], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A technique at work.
+
+    Args:
+        files: what is read to run it.
+        macs: as executed, padding included.
+        note: what a reader must know.
+    """
+
+    runtime: Runtime
+    files: tuple[Path, ...]
+    macs: Macs
+    note: str = ""
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Technique:
+    """A row of the table.
+
+    Args:
+        what: in words, with the survey's finer distinction.
+        family: None for the baseline.
+        ordered: whether texts are sorted by length into batches of the runtime's budget, as `encode` does; False takes
+            32 at a time as they come.
+    """
+
+    name: str
+    what: str
+    family: Family | None
+    make: Callable[[Workplace], Made]
+    ordered: bool = True
+
+
+class PaddedTorch(TorchRuntime):
+    """The usual execution: every document filled up to the longest of its batch, in every layer."""
+
+    pads = True
+
+    @torch.inference_mode()
+    def __call__(self, batch: Packed, select_M: Tensor | None = None) -> Tensor:
+        inputs = {name: torch.from_numpy(own) for name, own in padded_inputs(batch, self.config, select_M).items()}
+        rows_M = inputs.pop("rows")
+        hidden: Tensor = PaddedEncoder(self.encoder)(**inputs).flatten(0, 1)
+        return hidden[rows_M]
+
+
+def packed_macs(config: EncoderConfig, lengths: np.ndarray) -> float:
+    """Multiply-adds of the real tokens."""
+    return forward_flops(config, lengths) / 2
+
+
+def padded_macs(config: EncoderConfig, lengths: np.ndarray) -> float:
+    """Multiply-adds where every document costs what the longest does."""
+    return packed_macs(config, np.full_like(lengths, lengths.max()))
+
+
+def graph_macs(config: EncoderConfig, lengths: np.ndarray) -> float:
+    """Padded, but in the last block output projection and MLP run on the real tokens alone, as in exported graphs."""
+    padding = len(lengths) * int(lengths.max()) - int(lengths.sum())
+    tail = config.width**2 + (3 if config.gated else 2) * config.width * config.mlp_width
+    return padded_macs(config, lengths) - padding * tail
+
+
+def baseline(place: Workplace) -> Made:
+    """PyTorch with padding."""
+    runtime = PaddedTorch(place.encoder, streams=1)
+    return Made(runtime=runtime, files=(place.weights,), macs=partial(padded_macs, place.encoder.config))
+
+
+def packed(place: Workplace, precision: Precision = "fp32") -> Made:
+    """PyTorch on the real tokens; bf16 reads the same file and converts it."""
+    encoder = place.encoder if precision == "fp32" else copy.deepcopy(place.encoder).to(torch.bfloat16)
+    macs = partial(packed_macs, encoder.config)
+    return Made(runtime=TorchRuntime(encoder, streams=1), files=(place.weights,), macs=macs, note=_note(precision))
+
+
+def graph(place: Workplace, name: RuntimeName, precision: Precision) -> Made:
+    """The encoder's graph in a runtime of its own, on one core."""
+    folder = place.folder / f"{name}-{precision}"
+    builder = Builder(
+        encoder=place.encoder,
+        precision=precision,
+        folder=folder,
+        setting=place.setting,
+        judge=place.judge,
+        target=Target(cosine=0.0, answers=0.0),  # the table shows what int8 costs; `export` would refuse or mend it
+        machine=replace(this_machine(), cores=1),
+        log=lambda line: None,
+    )
+    files = tuple(folder / file for file in GRAPHS[name])
+    macs = partial(graph_macs, place.encoder.config)
+    return Made(runtime=builder.build(name).open(1), files=files, macs=macs, note=_note(precision))
+
+
+def families(techniques: Iterable[Technique]) -> list[Family]:
+    """The families with an entry, in the survey's order."""
+    return list(dict.fromkeys(own.family for own in techniques if own.family is not None))
+
+
+def _note(precision: Precision) -> str:
+    idle = precision == "bf16" and not this_machine().has_bf16
+    return "no bf16 products on this CPU: no speed to gain" if idle else ""
+
+
+TECHNIQUES = (
+    Technique(name="padded", what="PyTorch fp32, padded: the baseline", family=None, make=baseline, ordered=False),
+    Technique(
+        name="packed",
+        what="padding-free batches, PyTorch fp32",
+        family="hardware-level optimization",
+        make=packed,
+        ordered=False,
+    ),
+    Technique(
+        name="openvino",
+        what="graph compiler, fused operators: OpenVINO fp32",
+        family="hardware-level optimization",
+        make=partial(graph, name="openvino", precision="fp32"),
+    ),
+    Technique(
+        name="onnx",
+        what="graph compiler, fused operators: ONNX Runtime fp32",
+        family="hardware-level optimization",
+        make=partial(graph, name="onnx", precision="fp32"),
+    ),
+    Technique(
+        name="packed_bf16",
+        what="half precision: PyTorch bf16, padding-free",
+        family="quantization",
+        make=partial(packed, precision="bf16"),
+        ordered=False,
+    ),
+    Technique(
+        name="openvino_bf16",
+        what="half precision: OpenVINO bf16",
+        family="quantization",
+        make=partial(graph, name="openvino", precision="bf16"),
+    ),
+    Technique(
+        name="openvino_int8",
+        what="after training, weights and activations, static: OpenVINO int8",
+        family="quantization",
+        make=partial(graph, name="openvino", precision="int8"),
+    ),
+    Technique(
+        name="onnx_int8",
+        what="after training, weights and activations, dynamic: ONNX Runtime int8",
+        family="quantization",
+        make=partial(graph, name="onnx", precision="int8"),
+    ),
+)
