@@ -51,6 +51,7 @@ class PaddedEncoder(nn.Module):
         super().__init__()
         self.config = encoder.config
         self.embeddings, self.blocks, self.final_norm = encoder.embeddings, encoder.blocks, encoder.final_norm
+        self.projections = nn.ModuleList(map(_projections, encoder.blocks))
         self.takes_token_types = self.config.token_types > 1
 
     def forward(self, ids: Tensor, lengths: Tensor, types: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
@@ -70,7 +71,7 @@ class PaddedEncoder(nn.Module):
         last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            x = _block(block, x, batch, rows if layer == last else None)
+            x = _block(block, self.projections[layer], x, batch, rows if layer == last else None)
         return _norm(self.final_norm, x)
 
     def _embed(self, ids_BS: Tensor, types_BS: Tensor | None) -> Tensor:
@@ -86,6 +87,32 @@ class PaddedEncoder(nn.Module):
                 first_D = parts.token_types.weight[0]
                 shared_SD = first_D if shared_SD is None else shared_SD + first_D
         return _norm(parts.norm, x_BSD if shared_SD is None else x_BSD + shared_SD)
+
+
+class _Projections(nn.Module):
+    """Queries, keys and values by three products: taking the one of all three apart costs a graph a copy."""
+
+    def __init__(self, stacked: nn.Linear) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (_third(stacked, number) for number in range(3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.q(x), self.k(x), self.v(x)
+
+
+def _projections(block: nn.Module) -> _Projections:
+    assert isinstance(block, Block)
+    return _Projections(block.attention.qkv)
+
+
+def _third(stacked: nn.Linear, number: int) -> nn.Linear:
+    """A linear layer that shares a third of the rows of `stacked`."""
+    weight = stacked.weight.detach().chunk(3)[number]
+    third = nn.Linear(weight.shape[1], weight.shape[0], bias=stacked.bias is not None, device="meta")
+    third.weight = nn.Parameter(weight, requires_grad=False)
+    if stacked.bias is not None:
+        third.bias = nn.Parameter(stacked.bias.detach().chunk(3)[number], requires_grad=False)
+    return third
 
 
 class _Batch:
@@ -112,12 +139,12 @@ class _Batch:
         return self._rotations[key]
 
 
-def _block(block: Block, x_BSD: Tensor, batch: _Batch, rows_M: Tensor | None) -> Tensor:
+def _block(block: Block, qkv: nn.Module, x_BSD: Tensor, batch: _Batch, rows_M: Tensor | None) -> Tensor:
     residual = x_BSD if rows_M is None else x_BSD.flatten(0, 1).index_select(0, rows_M)
     if block.pre_norm:
-        x = residual + _attention(block.attention, _norm(block.attention_norm, x_BSD), batch, rows_M)
+        x = residual + _attention(block.attention, qkv, _norm(block.attention_norm, x_BSD), batch, rows_M)
         return x + block.mlp(_norm(block.mlp_norm, x))
-    x = _norm(block.attention_norm, residual + _attention(block.attention, x_BSD, batch, rows_M))
+    x = _norm(block.attention_norm, residual + _attention(block.attention, qkv, x_BSD, batch, rows_M))
     return _norm(block.mlp_norm, x + block.mlp(x))
 
 
@@ -129,11 +156,10 @@ def _norm(norm: nn.Module, x: Tensor) -> Tensor:
     return normed
 
 
-def _attention(attention: Attention, x_BSD: Tensor, batch: _Batch, rows_M: Tensor | None) -> Tensor:
+def _attention(attention: Attention, qkv: nn.Module, x_BSD: Tensor, batch: _Batch, rows_M: Tensor | None) -> Tensor:
     num_heads, head_width = attention.num_heads, attention.head_width
-    documents, size, _ = x_BSD.shape
-    qkv = attention.qkv(x_BSD).view(documents, size, 3, num_heads, head_width)
-    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+    shape = (*x_BSD.shape[:2], num_heads, head_width)
+    q, k, v = (part.view(shape).transpose(1, 2) for part in qkv(x_BSD))
     if attention.theta is not None:
         cos_SH, sin_SH = batch.rotation(head_width, attention.theta)
         q, k = _rotate(q, cos_SH, sin_SH), _rotate(k, cos_SH, sin_SH)

@@ -218,14 +218,20 @@ def import_nncf() -> Any:
 
 def _part(node: Any, reader: Any) -> str:
     """The part that a rounding belongs to: the product that reads it, or attention's scores behind a projection."""
-    found = _MODULE.search(reader.get_friendly_name())
-    if reader.get_type_name() in ("MatMul", "Gather") and found:
-        return found["name"]
+    name = _module(reader)
+    if reader.get_type_name() in ("MatMul", "Gather") and name:
+        return name
     source = node
     while source.get_type_name() != "MatMul" and source.get_input_size():
         source = source.input_value(0).get_node()
-    found = _MODULE.search(source.get_friendly_name())
-    return f"{found['name'].rpartition('.')[0]}.scores" if found else str(node.get_friendly_name())
+    name = _module(source)
+    return f"{name.rpartition('.')[0]}.scores" if name else str(node.get_friendly_name())
+
+
+def _module(node: Any) -> str:
+    """The module of the encoder that a node comes from; the three projections go by the name of the one they were."""
+    found = _MODULE.search(node.get_friendly_name())
+    return re.sub(r"^projections\.(\d+)\.[qkv]$", r"blocks.\1.attention.qkv", found["name"]) if found else ""
 
 
 def _store_in_int8(model: openvino.Model) -> None:
