@@ -18,15 +18,19 @@ from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.packed import Packed
 from terrazzo.runtime.contract import Precision
-from terrazzo.runtime.padded import PaddedEncoder, example_inputs, padded_inputs
+from terrazzo.runtime.graph import GraphEncoder, example_inputs, graph_inputs
 
 OPSET = 17
-_DYNAMIC = {
-    "ids": {0: "B", 1: "S"},
-    "lengths": {0: "B"},
-    "types": {0: "B", 1: "S"},
-    "rows": {0: "M"},
-    "hidden": {0: "M"},
+#: The names of the dimensions that differ from batch to batch.
+_DIMENSIONS = {
+    "ids": "T",
+    "lengths": "B",
+    "tokens": "BS",
+    "places": "T",
+    "select": "M",
+    "types": "T",
+    "positions": "T",
+    "hidden": "M",
 }
 
 
@@ -40,11 +44,11 @@ def to_onnx(encoder: Encoder, path: str | Path) -> None:
     """
     _import("onnx", "export")
     inputs = example_inputs(encoder.config)
-    dynamic = {name: axes for name, axes in _DYNAMIC.items() if name in (*inputs, "hidden")}
+    dynamic = {name: dict(enumerate(_DIMENSIONS[name])) for name in (*inputs, "hidden")}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about shapes that become parts of the graph
         torch.onnx.export(
-            PaddedEncoder(encoder).eval(),
+            GraphEncoder(encoder).eval(),
             (),
             str(path),
             kwargs=dict(inputs),
@@ -133,7 +137,7 @@ class OnnxRuntime:
         Raises:
             InputError: a document longer than a learned position table.
         """
-        (hidden_MD,) = self.session.run(["hidden"], padded_inputs(batch, self.config, select_M))
+        (hidden_MD,) = self.session.run(["hidden"], graph_inputs(batch, self.config, select_M))
         return torch.from_numpy(hidden_MD)
 
 

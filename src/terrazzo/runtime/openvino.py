@@ -20,7 +20,7 @@ from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.packed import Packed
 from terrazzo.runtime.contract import Precision
-from terrazzo.runtime.padded import PaddedEncoder, example_inputs, padded_inputs
+from terrazzo.runtime.graph import GraphEncoder, example_inputs, graph_inputs
 
 if TYPE_CHECKING:
     import openvino
@@ -46,13 +46,13 @@ def import_openvino() -> Any:
 def to_openvino(encoder: Encoder) -> openvino.Model:
     """The graph of an encoder, for any batch size and length.
 
-    Its inputs are those of `padded_inputs`, all int64, by name; its output is "hidden", fp32 `(M, D)`.
+    Its inputs are those of `graph_inputs`, all int64, by name; its output is "hidden", fp32 `(M, D)`.
 
     Raises:
         InputError: openvino is not installed.
     """
     ov = import_openvino()
-    module = PaddedEncoder(encoder).eval()
+    module = GraphEncoder(encoder).eval()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about shapes that become parts of the graph
         model = ov.convert_model(module, example_input=example_inputs(encoder.config))
@@ -131,7 +131,7 @@ class OpenVinoRuntime:
         Raises:
             InputError: a document longer than a learned position table.
         """
-        inputs = padded_inputs(batch, self.config, select_M)
+        inputs = graph_inputs(batch, self.config, select_M)
         request = self._requests.get()
         try:
             (hidden_MD,) = request.infer(inputs, share_inputs=True).values()

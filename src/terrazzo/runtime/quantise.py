@@ -20,7 +20,7 @@ from terrazzo.packed import Packed
 from terrazzo.runtime.agreement import Agreement, Judge
 from terrazzo.runtime.machine import Machine
 from terrazzo.runtime.openvino import OpenVinoRuntime, import_openvino
-from terrazzo.runtime.padded import padded_inputs
+from terrazzo.runtime.graph import graph_inputs
 
 if TYPE_CHECKING:
     import openvino
@@ -146,7 +146,7 @@ def simulate(
     from nncf.openvino.quantization.backend_parameters import BackendParameters
     from nncf.quantization import advanced_parameters as advanced
 
-    inputs = [padded_inputs(batch, config, None) for batch in calibration]
+    inputs = [graph_inputs(batch, config) for batch in calibration]
     settings = advanced.AdvancedQuantizationParameters(
         overflow_fix=advanced.OverflowFix.ENABLE if half_range else advanced.OverflowFix.DISABLE,
         smooth_quant_alphas=advanced.AdvancedSmoothQuantParameters(matmul=ALPHA),

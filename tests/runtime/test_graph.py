@@ -1,4 +1,4 @@
-"""The padded form equals the packed encoder for every field of a config, and for layers of uneven width."""
+"""The traced forms equal the packed encoder for every field of a config, and for layers of uneven width."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig, StackedLinear, bert, modernbert, mosaicbert
 from terrazzo.packed import Packed
+from terrazzo.runtime.graph import GraphEncoder, graph_inputs
 from terrazzo.runtime.padded import PaddedEncoder, padded_inputs
 
 LENGTHS = (5, 21, 1, 13)
@@ -46,23 +47,28 @@ def batch_of(config: EncoderConfig, lengths: tuple[int, ...] = LENGTHS) -> Packe
     return Packed(tokens_T=torch.randint(0, 50, (sum(lengths),)), lengths=lengths, token_types_T=types)
 
 
-def padded(encoder: Encoder, batch: Packed, select_M: Tensor | None = None) -> Tensor:
-    inputs = padded_inputs(batch, encoder.config, select_M)
-    return PaddedEncoder(encoder)(**{name: torch.from_numpy(values) for name, values in inputs.items()})
+FORMS = {"graph": (GraphEncoder, graph_inputs), "padded": (PaddedEncoder, padded_inputs)}
 
 
+def run(form: str, encoder: Encoder, batch: Packed, select_M: Tensor | None = None) -> Tensor:
+    module, inputs_of = FORMS[form]
+    inputs = inputs_of(batch, encoder.config, select_M)
+    return module(encoder)(**{name: torch.from_numpy(values) for name, values in inputs.items()})
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.inference_mode()
-def test_every_config_equals_the_packed_encoder(name: str) -> None:
+def test_every_config_equals_the_packed_encoder(name: str, form: str) -> None:
     encoder = encoder_of(CONFIGS[name])
     batch, select = batch_of(encoder.config), torch.tensor([3, 0, 26, 39])
     expected = encoder(batch)
-    assert_close(padded(encoder, batch), expected, rtol=1e-5, atol=1e-5)
-    assert_close(padded(encoder, batch, select), expected[select], rtol=1e-5, atol=1e-5)
+    assert_close(run(form, encoder, batch), expected, rtol=1e-5, atol=1e-5)
+    assert_close(run(form, encoder, batch, select), expected[select], rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()
-def test_without_rows_it_returns_the_padded_batch() -> None:
+def test_the_padded_form_without_rows_keeps_its_shape() -> None:
     encoder = encoder_of(CONFIGS["bert"])
     batch = batch_of(encoder.config).replace(token_types_T=None)
     hidden = PaddedEncoder(encoder)(batch.to_padded(batch.tokens_T, fill=7), torch.tensor(LENGTHS))
@@ -70,25 +76,27 @@ def test_without_rows_it_returns_the_padded_batch() -> None:
     assert_close(hidden[batch.document_T, batch.positions_T], encoder(batch), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @torch.inference_mode()
-def test_layers_of_uneven_width() -> None:
+def test_layers_of_uneven_width(form: str) -> None:
     encoder = encoder_of(CONFIGS["modernbert"])
     attention, mlp = encoder.blocks[1].attention, encoder.blocks[2].mlp
     attention.num_heads = 2
     attention.qkv, attention.out = StackedLinear(24, 16, 3, bias=False), nn.Linear(16, 24, bias=False)
     mlp.up, mlp.down = StackedLinear(24, 28, 2, bias=False), nn.Linear(28, 24, bias=False)
     batch = batch_of(encoder.config)
-    assert_close(padded(encoder, batch), encoder(batch), rtol=1e-5, atol=1e-5)
+    assert_close(run(form, encoder, batch), encoder(batch), rtol=1e-5, atol=1e-5)
 
 
 def test_parameters_are_shared() -> None:
     encoder = encoder_of(CONFIGS["bert"])
-    own, theirs = PaddedEncoder(encoder).parameters(), encoder.parameters()
+    own, theirs = GraphEncoder(encoder).parameters(), encoder.parameters()
     stored = {parameter.untyped_storage().data_ptr() for parameter in theirs}
     assert all(parameter.untyped_storage().data_ptr() in stored for parameter in own)
 
 
-def test_a_document_longer_than_the_positions_is_refused() -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_a_document_longer_than_the_positions_is_refused(form: str) -> None:
     config = bert("tiny", 50, max_len=8)
     with pytest.raises(InputError, match="9 tokens, the model has 8 learned positions"):
-        padded_inputs(Packed.from_sequences([[1] * 9]), config, None)
+        FORMS[form][1](Packed.from_sequences([[1] * 9]), config, None)
