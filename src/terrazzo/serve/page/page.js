@@ -20,7 +20,11 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-const lines = (text) => text.split("\n").map((line) => line.trim()).filter((line) => line !== "");
+const lines = (text) =>
+  text
+    .split("\n")
+    .map((line) => line.trim())
+    .filter((line) => line !== "");
 const plural = (count, word, words = `${word}s`) => `${count.toLocaleString("en")} ${count === 1 ? word : words}`;
 const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.0005 ? 2 : 1)} %`;
 
@@ -90,7 +94,12 @@ function curl(path, body) {
 // ---- Drawings ----------------------------------------------------------------------------------------------------
 
 function headline(text, ...asides) {
-  return element("p", { class: "headline" }, element("b", { dir: "auto" }, text), ...asides.map((aside) => element("span", {}, aside)));
+  return element(
+    "p",
+    { class: "headline" },
+    element("b", { dir: "auto" }, text),
+    ...asides.map((aside) => element("span", {}, aside)),
+  );
 }
 
 /** Rows {name, share in -1..1, number, chosen, place, moved} as bars; the later ones behind a button. */
@@ -111,7 +120,13 @@ function bar(row) {
   const kind = [row.chosen && "chosen", row.share < 0 && "below"].filter(Boolean).join(" ");
   const place = row.place && element("span", { class: "place" }, `${row.place}.`);
   const name = element("span", { class: "name", dir: "auto" }, place ?? "", row.name, row.moved ?? "");
-  return element("li", { class: kind }, name, element("span", { class: "number" }, row.number), element("span", { class: "track", "aria-hidden": "true" }, filled));
+  return element(
+    "li",
+    { class: kind },
+    name,
+    element("span", { class: "number" }, row.number),
+    element("span", { class: "track", "aria-hidden": "true" }, filled),
+  );
 }
 
 /** `text` with `spans` {start, end, label, score} marked; offsets count code points, as the server does. */
@@ -123,7 +138,12 @@ function marked(text, spans, hueOf) {
   for (const span of spans.toSorted((a, b) => a.start - b.start || b.end - a.end)) {
     if (span.start < done) continue; // inside one that is drawn; the table below has it
     const label = span.label ? element("small", {}, span.label) : "";
-    const mark = element("mark", { class: `hue-${hueOf(span.label)}`, title: spanTitle(span) }, cut(span.start, span.end), label);
+    const mark = element(
+      "mark",
+      { class: `hue-${hueOf(span.label)}`, title: spanTitle(span) },
+      cut(span.start, span.end),
+      label,
+    );
     drawn.append(cut(done, span.start), mark);
     done = span.end;
   }
@@ -144,18 +164,29 @@ function spanTable(spans, hueOf) {
       element("td", { class: "n" }, `${span.start}–${span.end}`),
     ),
   );
-  const head = ["text", "label", "probability", "characters"].map((title, column) => element("th", { scope: "col", class: column > 1 && "n" }, title));
-  return element("div", { class: "scroll" }, element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows)));
+  const head = ["text", "label", "probability", "characters"].map((title, column) =>
+    element("th", { scope: "col", class: column > 1 && "n" }, title),
+  );
+  return element(
+    "div",
+    { class: "scroll" },
+    element("table", {}, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows)),
+  );
 }
 
 /** The same label has the same hue in every answer: by its place among the model's labels. */
 function hues(labels) {
-  const bare = [...new Set(labels.map((label) => label.replace(/^[BIOESLU]-/, "")).filter((label) => label !== "O"))].sort();
+  const bare = [
+    ...new Set(labels.map((label) => label.replace(/^[BIOESLU]-/, "")).filter((label) => label !== "O")),
+  ].sort();
   return (label) => Math.max(0, bare.indexOf(label)) % 8;
 }
 
 function cosine(a, b) {
-  const [dot, aa, bb] = a.reduce(([d, x, y], value, i) => [d + value * b[i], x + value * value, y + b[i] * b[i]], [0, 0, 0]);
+  const [dot, aa, bb] = a.reduce(
+    ([d, x, y], value, i) => [d + value * b[i], x + value * value, y + b[i] * b[i]],
+    [0, 0, 0],
+  );
   return dot / Math.sqrt(aa * bb || 1);
 }
 
@@ -171,8 +202,16 @@ const TASKS = {
     request: (form) => ({ model: form.model, input: [form.text, ...lines(form.others)] }),
     draw: drawSimilarity,
     examples: {
-      "Same meaning": { text: "How do I get my money back?", others: "I would like a refund.\nWhen will my parcel arrive?\nCan I return the shoes and be reimbursed?\nThe museum opens at nine on Sundays." },
-      "Other words": { text: "The doctor examined the child.", others: "A physician looked at the boy.\nThe lawyer questioned the witness.\nA kid was checked at the clinic.\nThe mechanic repaired the engine." },
+      "Same meaning": {
+        text: "How do I get my money back?",
+        others:
+          "I would like a refund.\nWhen will my parcel arrive?\nCan I return the shoes and be reimbursed?\nThe museum opens at nine on Sundays.",
+      },
+      "Other words": {
+        text: "The doctor examined the child.",
+        others:
+          "A physician looked at the boy.\nThe lawyer questioned the witness.\nA kid was checked at the clinic.\nThe mechanic repaired the engine.",
+      },
     },
   },
   classify: {
@@ -182,9 +221,18 @@ const TASKS = {
     request: classifyRequest,
     draw: drawClasses,
     examples: {
-      "Question": { text: "Could you tell me how much money is left in my checking account?", second: "I would like to know the balance of my account." },
-      "Review": { text: "A slow start, but the last half hour is among the best I have seen this year.", second: "The film gets better towards the end." },
-      "Message": { text: "My flight was cancelled and nobody at the desk could say when the next one leaves 😠", second: "The flight left on time." },
+      Question: {
+        text: "Could you tell me how much money is left in my checking account?",
+        second: "I would like to know the balance of my account.",
+      },
+      Review: {
+        text: "A slow start, but the last half hour is among the best I have seen this year.",
+        second: "The film gets better towards the end.",
+      },
+      Message: {
+        text: "My flight was cancelled and nobody at the desk could say when the next one leaves 😠",
+        second: "The flight left on time.",
+      },
     },
   },
   value: {
@@ -194,8 +242,8 @@ const TASKS = {
     request: classifyRequest,
     draw: drawValue,
     examples: {
-      "Alike": { text: "A man is playing a guitar on the street.", second: "Someone plays music outdoors." },
-      "Unlike": { text: "A man is playing a guitar on the street.", second: "The committee approved the budget." },
+      Alike: { text: "A man is playing a guitar on the street.", second: "Someone plays music outdoors." },
+      Unlike: { text: "A man is playing a guitar on the street.", second: "The committee approved the budget." },
     },
   },
   tag: {
@@ -205,9 +253,11 @@ const TASKS = {
     request: (form) => ({ model: form.model, input: form.text }),
     draw: drawTags,
     examples: {
-      "News": { text: "In March, Angela Merkel met the board of Siemens in Munich before flying to New York, where the United Nations had invited her to speak." },
-      "Emoji": { text: "🧭 Ada Lovelace left London 🇬🇧 for Paris 👩‍👩‍👧 and wrote to Charles Babbage." },
-      "Arabic": { text: "زارت أنغيلا ميركل مدينة القاهرة والتقت ممثلي الأمم المتحدة." },
+      News: {
+        text: "In March, Angela Merkel met the board of Siemens in Munich before flying to New York, where the United Nations had invited her to speak.",
+      },
+      Emoji: { text: "🧭 Ada Lovelace left London 🇬🇧 for Paris 👩‍👩‍👧 and wrote to Charles Babbage." },
+      Arabic: { text: "زارت أنغيلا ميركل مدينة القاهرة والتقت ممثلي الأمم المتحدة." },
     },
   },
   qa: {
@@ -217,8 +267,16 @@ const TASKS = {
     request: (form) => ({ model: form.model, question: form.question, context: form.context }),
     draw: drawAnswer,
     examples: {
-      "Terrazzo": { question: "Who took the technique beyond Venice?", context: "Terrazzo is a floor of marble chips set in mortar, ground and polished once it has hardened. Masons in Venice made it from the waste of marble slabs in the fifteenth century. Craftsmen from Friuli took the technique beyond Venice, and by the 1920s it covered the floors of stations and schools in many countries." },
-      "Without an answer": { question: "How much does a square metre cost?", context: "Terrazzo is a floor of marble chips set in mortar, ground and polished once it has hardened. Masons in Venice made it from the waste of marble slabs in the fifteenth century." },
+      Terrazzo: {
+        question: "Who took the technique beyond Venice?",
+        context:
+          "Terrazzo is a floor of marble chips set in mortar, ground and polished once it has hardened. Masons in Venice made it from the waste of marble slabs in the fifteenth century. Craftsmen from Friuli took the technique beyond Venice, and by the 1920s it covered the floors of stations and schools in many countries.",
+      },
+      "Without an answer": {
+        question: "How much does a square metre cost?",
+        context:
+          "Terrazzo is a floor of marble chips set in mortar, ground and polished once it has hardened. Masons in Venice made it from the waste of marble slabs in the fifteenth century.",
+      },
     },
   },
   rerank: {
@@ -229,8 +287,16 @@ const TASKS = {
     request: (form) => ({ model: form.model, query: form.query, documents: lines(form.documents) }),
     draw: drawRanking,
     examples: {
-      "Cooking": { query: "How long do I boil an egg?", documents: "Eggs are laid by hens, and hens live in a coop.\nFor a firm yolk leave the egg in boiling water for ten minutes.\nBoil potatoes for twenty minutes.\nA soft-boiled egg takes about five minutes.\nThe recipe needs three eggs and a cup of sugar." },
-      "Support": { query: "I cannot log in", documents: "Our offices are closed on public holidays.\nTo reset your password, choose 'Forgot password' on the sign-in page.\nInvoices are sent on the first day of the month.\nIf your account is locked after five attempts, wait fifteen minutes." },
+      Cooking: {
+        query: "How long do I boil an egg?",
+        documents:
+          "Eggs are laid by hens, and hens live in a coop.\nFor a firm yolk leave the egg in boiling water for ten minutes.\nBoil potatoes for twenty minutes.\nA soft-boiled egg takes about five minutes.\nThe recipe needs three eggs and a cup of sugar.",
+      },
+      Support: {
+        query: "I cannot log in",
+        documents:
+          "Our offices are closed on public holidays.\nTo reset your password, choose 'Forgot password' on the sign-in page.\nInvoices are sent on the first day of the month.\nIf your account is locked after five attempts, wait fifteen minutes.",
+      },
     },
   },
   fill: {
@@ -240,7 +306,7 @@ const TASKS = {
     request: (form) => ({ model: form.model, input: form.text, top_k: 8 }),
     draw: drawGaps,
     examples: {
-      "Capital": { text: "The capital of France is [MASK]." },
+      Capital: { text: "The capital of France is [MASK]." },
       "Two gaps": { text: "She opened the [MASK] and read the first [MASK]." },
     },
   },
@@ -274,13 +340,22 @@ function onlyResult(reply) {
 
 function cutNote({ truncated }) {
   if (!truncated) return null;
-  return element("p", { class: "note" }, `${plural(truncated, "token")} did not fit into the model and ${truncated === 1 ? "was" : "were"} not read.`);
+  return element(
+    "p",
+    { class: "note" },
+    `${plural(truncated, "token")} did not fit into the model and ${truncated === 1 ? "was" : "were"} not read.`,
+  );
 }
 
 function drawClasses(reply) {
   const result = onlyResult(reply);
   const chosen = new Set(result.labels ?? [result.label]);
-  const rows = result.scores.map(({ label, score }) => ({ name: label, share: score, number: percent(score), chosen: chosen.has(label) }));
+  const rows = result.scores.map(({ label, score }) => ({
+    name: label,
+    share: score,
+    number: percent(score),
+    chosen: chosen.has(label),
+  }));
   const title = result.labels ? result.labels.join(", ") || "none of the classes" : result.label;
   return [headline(title, result.labels ? "" : percent(result.score)), bars(rows), cutNote(result)];
 }
@@ -293,7 +368,9 @@ function drawValue(reply) {
 function drawTags(reply, request, model) {
   const result = onlyResult(reply);
   const hueOf = hues(model.labels);
-  const list = result.spans.length ? spanTable(result.spans, hueOf) : element("p", { class: "none" }, "Nothing is tagged.");
+  const list = result.spans.length
+    ? spanTable(result.spans, hueOf)
+    : element("p", { class: "none" }, "Nothing is tagged.");
   return [marked(request.input, result.spans, hueOf), list, cutNote(result)];
 }
 
@@ -319,7 +396,11 @@ function drawRanking(reply, request) {
 function moved(places) {
   if (!places) return null;
   const [way, sign] = places > 0 ? ["up", "↑"] : ["down", "↓"];
-  return element("span", { class: `moved ${way}`, title: `${way} ${plural(Math.abs(places), "place")}` }, `${sign}${Math.abs(places)}`);
+  return element(
+    "span",
+    { class: `moved ${way}`, title: `${way} ${plural(Math.abs(places), "place")}` },
+    `${sign}${Math.abs(places)}`,
+  );
 }
 
 function drawGaps(reply, request, model) {
@@ -332,7 +413,14 @@ function drawGaps(reply, request, model) {
   });
   const lists = masks.flatMap((guesses, i) => [
     masks.length > 1 ? element("h3", {}, `Gap ${i + 1}`) : null,
-    bars(guesses.map((guess, place) => ({ name: guess.token.trim() || `“${guess.token}”`, share: guess.probability, number: percent(guess.probability), chosen: !place }))),
+    bars(
+      guesses.map((guess, place) => ({
+        name: guess.token.trim() || `“${guess.token}”`,
+        share: guess.probability,
+        number: percent(guess.probability),
+        chosen: !place,
+      })),
+    ),
   ]);
   return [drawn, ...lists];
 }
@@ -394,7 +482,8 @@ class Panel {
   }
 
   takeExample(values, run = false) {
-    for (const [name, value] of Object.entries(values)) this.fields[name].value = value.replaceAll("[MASK]", this.model.mask);
+    for (const [name, value] of Object.entries(values))
+      this.fields[name].value = value.replaceAll("[MASK]", this.model.mask);
     if (run) this.run();
   }
 
@@ -491,12 +580,17 @@ async function copy(code, button) {
   setTimeout(() => (button.textContent = "Copy"), 2000);
 }
 
-const summary = (model) => [model.size, model.runtime, `up to ${plural(model.maxLen, "token")}`].filter(Boolean).join(" · ");
+const summary = (model) =>
+  [model.size, model.runtime, `up to ${plural(model.maxLen, "token")}`].filter(Boolean).join(" · ");
 
 /** Tabs as the ARIA practices have them: arrows move, Home and End jump; the chosen one is in the address. */
 function drawTabs(names) {
   const tabs = names.map((name) =>
-    element("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `panel-${name}` }, TASKS[name].title),
+    element(
+      "button",
+      { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `panel-${name}` },
+      TASKS[name].title,
+    ),
   );
   const select = (index, focus = false) => {
     tabs.forEach((tab, i) => {
@@ -507,7 +601,12 @@ function drawTabs(names) {
     if (focus) tabs[index].focus();
     history.replaceState(null, "", `#${names[index]}`);
   };
-  const steps = { ArrowRight: (i) => (i + 1) % tabs.length, ArrowLeft: (i) => (i + tabs.length - 1) % tabs.length, Home: () => 0, End: () => tabs.length - 1 };
+  const steps = {
+    ArrowRight: (i) => (i + 1) % tabs.length,
+    ArrowLeft: (i) => (i + tabs.length - 1) % tabs.length,
+    Home: () => 0,
+    End: () => tabs.length - 1,
+  };
   tabs.forEach((tab, index) => {
     tab.addEventListener("click", () => select(index));
     tab.addEventListener("keydown", (event) => {
@@ -528,7 +627,9 @@ function readMetrics(text) {
   for (const line of text.split("\n")) {
     const parts = /^([A-Za-z_:][\w:]*)(?:\{(.*)\})? (\S+)/.exec(line);
     if (!parts) continue;
-    const labels = Object.fromEntries([...(parts[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map((m) => [m[1], m[2]]));
+    const labels = Object.fromEntries(
+      [...(parts[2] ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map((m) => [m[1], m[2]]),
+    );
     samples.push({ name: parts[1], labels, value: Number(parts[3].replace("Inf", "Infinity")) });
   }
   return samples;
@@ -632,11 +733,14 @@ class Live {
     this.rates.splice(0, this.rates.length - KEPT_POLLS);
     byId("live-chart").hidden = this.rates.length < 2;
     const top = Math.max(1, ...this.rates);
-    const points = this.rates.map((value, i) => `${300 - (this.rates.length - 1 - i) * (300 / (KEPT_POLLS - 1))} ${58 - (54 * value) / top}`);
+    const points = this.rates.map(
+      (value, i) => `${300 - (this.rates.length - 1 - i) * (300 / (KEPT_POLLS - 1))} ${58 - (54 * value) / top}`,
+    );
     byId("live-line").setAttribute("d", `M${points.join("L")}`);
     byId("live-area").setAttribute("d", `M${points[0].split(" ")[0]} 60L${points.join("L")}L300 60Z`);
     byId("live-chart-text").textContent = `texts a second, now ${rate.toFixed(1)}, at most ${top.toFixed(1)}`;
-    byId("live-span").textContent = `the last ${duration((this.rates.length * POLL_MS) / 1000)}, up to ${top.toFixed(1)}`;
+    byId("live-span").textContent =
+      `the last ${duration((this.rates.length * POLL_MS) / 1000)}, up to ${top.toFixed(1)}`;
   }
 }
 
@@ -653,7 +757,10 @@ function showState(ready, text) {
 
 /** What the page needs of a model in /info. */
 function described(info) {
-  const size = info.parameters >= 1e6 ? `${(info.parameters / 1e6).toFixed(1)} M parameters` : `${Math.round(info.parameters / 1000)} k parameters`;
+  const size =
+    info.parameters >= 1e6
+      ? `${(info.parameters / 1e6).toFixed(1)} M parameters`
+      : `${Math.round(info.parameters / 1000)} k parameters`;
   return {
     name: info.name,
     can: new Set(info.abilities),
@@ -668,11 +775,22 @@ function described(info) {
   };
 }
 
-const WORDS = { embed: "similarity", classify: "classes", regression: "a value", tag: "tags", qa: "answers", rerank: "ranking", fill_mask: "gaps" };
+const WORDS = {
+  embed: "similarity",
+  classify: "classes",
+  regression: "a value",
+  tag: "tags",
+  qa: "answers",
+  rerank: "ranking",
+  fill_mask: "gaps",
+};
 
 function modelCard(model, open) {
   const { info } = model;
-  const classes = info.labels.length > 4 ? `${info.labels.slice(0, 4).join(", ")} and ${info.labels.length - 4} more` : info.labels.join(", ");
+  const classes =
+    info.labels.length > 4
+      ? `${info.labels.slice(0, 4).join(", ")} and ${info.labels.length - 4} more`
+      : info.labels.join(", ");
   const facts = {
     classes,
     problems: info.problems.join(", "),
@@ -684,9 +802,16 @@ function modelCard(model, open) {
     loaded: new Date(1000 * info.loaded).toLocaleString(),
     fingerprint: info.fingerprint.slice(0, 16),
   };
-  const list = Object.entries(facts).filter(([, value]) => value).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
+  const list = Object.entries(facts)
+    .filter(([, value]) => value)
+    .flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
   const gives = info.abilities.map((ability) => WORDS[ability] ?? ability).join(", ");
-  return element("details", { open }, element("summary", {}, element("b", {}, model.name), " ", element("span", {}, gives)), element("dl", {}, ...list));
+  return element(
+    "details",
+    { open },
+    element("summary", {}, element("b", {}, model.name), " ", element("span", {}, gives)),
+    element("dl", {}, ...list),
+  );
 }
 
 function limits({ max_texts, max_body_bytes }) {
@@ -711,7 +836,10 @@ async function start() {
     const info = await ask("info");
     byId("access").open = false;
     const models = info.models.map(described);
-    showState(true, `${info.ready ? "ready" : "answers, but is not ready"} · ${plural(models.length, "model")} · version ${info.version}`);
+    showState(
+      true,
+      `${info.ready ? "ready" : "answers, but is not ready"} · ${plural(models.length, "model")} · version ${info.version}`,
+    );
     byId("limits").textContent = limits(info.limits);
     tell(models.length ? null : "This server holds no model.");
     byId("models").replaceChildren(...models.map((model) => modelCard(model, models.length <= 6 && innerWidth > 600)));
@@ -727,7 +855,10 @@ async function start() {
 }
 
 function drawTasks(models) {
-  const suited = Object.entries(TASKS).map(([name, task]) => [name, models.filter(task.suits).sort(task.order ?? (() => 0))]);
+  const suited = Object.entries(TASKS).map(([name, task]) => [
+    name,
+    models.filter(task.suits).sort(task.order ?? (() => 0)),
+  ]);
   const names = suited.filter(([, able]) => able.length).map(([name]) => name);
   if (!names.length) return;
   for (const [name, able] of suited) if (able.length) new Panel(name, TASKS[name], able);
