@@ -123,8 +123,7 @@ def load_model(
     layout, config = _read_config(folder)
     stored, source = read_tensors(folder)
     plain = plain_names(stored, layout, source)
-    head_names = {part for name in ("head.dense.weight", "head.bias") for part in layout.parts(name)}
-    with_head = bool(head_names & set(plain))
+    with_head = _holds_head(plain, layout)
     model = empty_model(config, with_head, backend)
     prefix = "" if with_head else "encoder."
     expected = {prefix + name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -132,6 +131,23 @@ def load_model(
     placed = {name.removeprefix(prefix): tensor.to(device, dtype) for name, tensor in state.items()}
     model.load_state_dict(placed, assign=True)
     return model
+
+
+def has_masked_lm_head(path: str | Path) -> bool:
+    """Whether `load_model` would give a `MaskedLM`, told by the names of the tensors alone.
+
+    Raises:
+        InputError: as `load_model`.
+    """
+    folder = standing(path)
+    layout, _ = _read_config(folder)
+    stored, source = read_tensors(folder)
+    return _holds_head(plain_names(stored, layout, source), layout)
+
+
+def _holds_head(plain: Mapping[str, Tensor], layout: Format) -> bool:
+    head_names = {part for name in ("head.dense.weight", "head.bias") for part in layout.parts(name)}
+    return bool(head_names & set(plain))
 
 
 def _read_config(folder: Path) -> tuple[Format, EncoderConfig]:

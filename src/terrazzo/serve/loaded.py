@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,14 +23,15 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from terrazzo.api import Model, load
-from terrazzo.checkpoint import load_config, load_model, load_tokenizer
-from terrazzo.checkpoint.atomic import standing
+from terrazzo.checkpoint import has_masked_lm_head, load_config, load_model, load_tokenizer
+from terrazzo.checkpoint.atomic import RECORD, standing
 from terrazzo.checkpoint.tokenizer import special_ids
-from terrazzo.config import to_dict
+from terrazzo.config import from_dict, read_file, to_dict
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig, MaskedLM
 from terrazzo.runtime import Runtime, TorchRuntime
-from terrazzo.runtime.folder import GRAPHS, RuntimeRecord, is_exported, open_runtime, read_record
+from terrazzo.runtime.folder import GRAPHS, RuntimeRecord, is_exported, open_runtime
+from terrazzo.runtime.folder import RECORD as RUNTIME
 from terrazzo.serve.engine import BatchStats, Engine
 from terrazzo.serve.inputs import encode_inputs
 from terrazzo.serve.settings import Settings
@@ -44,7 +46,7 @@ from terrazzo.tasks.tag import TagTask
 Signature = tuple[tuple[str, int, int, int], ...]
 _SUFFIXES = (".safetensors", ".json", ".xml", ".onnx", ".bin", ".txt")
 #: Texts and their number with which an encoder is run before it is served; the first is what `canary` embeds.
-_WARM_UP = (("terrazzo", 1), ("a few words to begin with", 8), ("a longer text, as most of them are " * 12, 2))
+_WARM_UP = (("terrazzo", 1), ("a few words to begin with", 8), ("a longer text, as most of them are " * 6, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,16 +208,15 @@ def load_folder(name: str, path: Path, encoders: Encoders) -> Loaded:
         InputError: no model that can be served.
     """
     seen, folder = signature(path), model_folder(path)
-    model, key = open_model(folder, encoders)
+    model, key, fingerprint = open_model(folder, encoders)
     canary = warm_up(model, path, encoders.settings.warm_up)
-    fingerprint = model_fingerprint(standing(folder))
     mask_id = special_ids(model.tokenizer).get("mask", -1)
     shared = encoders.acquire(key, name, model.runtime)
     return Loaded(
         encoder=shared,
         tokenizer=model.tokenizer,
         head=head_of(model, shared.runtime),
-        fill=None if mask_id < 0 else fill_of(model, shared.runtime),
+        fill=None if mask_id < 0 else fill_of(model, folder, shared.runtime),
         mask_id=mask_id,
         fingerprint=fingerprint,
         signature=seen,
@@ -223,23 +224,26 @@ def load_folder(name: str, path: Path, encoders: Encoders) -> Loaded:
     )
 
 
-def open_model(folder: Path, encoders: Encoders) -> tuple[Model, str]:
-    """A model, and what tells its encoder from others: equal keys, equal hidden states.
+def open_model(folder: Path, encoders: Encoders) -> tuple[Model, str, str]:
+    """A model; what tells its encoder from others: equal keys, equal hidden states; and the folder's fingerprint.
 
     An exported encoder that is in use already is not opened again.
     """
-    graph = is_exported(folder) and encoders.settings.device is None
-    record = read_record(folder) if graph else None
+    record = None
+    if is_exported(folder) and encoders.settings.device is None:
+        file = standing(folder) / RUNTIME
+        record = from_dict(RuntimeRecord, read_file(file), str(file))  # opening checks the hashes in it
     if record is None or record.runtime == "torch":
         model = load(folder, encoders.settings.device)
         assert isinstance(model.runtime, TorchRuntime)
         own_memory(model.network)
-        return model, tensors_key(model.runtime.encoder)
+        return model, tensors_key(model.runtime.encoder), model_fingerprint(standing(folder))
     key = record_key(record, load_config(folder))
     runtime = encoders.known(key) or open_runtime(folder, threads=encoders.settings.threads)
     task = load_task_head(folder) if is_task_folder(folder) else None
     tokenizer = load_tokenizer(standing(folder), runtime.config) if task is None else task.tokenizer
-    return Model(functools.partial(load_model, folder), tokenizer, task, runtime), key
+    files = {name: stored.sha256 for name, stored in record.files.items() if name != RECORD}
+    return Model(functools.partial(load_model, folder), tokenizer, task, runtime), key, _hash(files)[:16]
 
 
 @torch.no_grad()
@@ -259,10 +263,14 @@ def tensors_key(encoder: Encoder) -> str:
 
 
 def record_key(record: RuntimeRecord, config: EncoderConfig) -> str:
-    """The key of an exported encoder: a hash of its runtime and of its files, whose own hashes were checked."""
+    """The key of an exported encoder: a hash of its runtime and of its files."""
     files = {name: record.files[name].sha256 for name in GRAPHS[record.runtime]}
     about = {"runtime": record.runtime, "precision": record.precision, "files": files, "config": to_dict(config)}
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return _hash(about)
+
+
+def _hash(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def head_of(model: Model, runtime: Runtime) -> Head | None:
@@ -276,13 +284,12 @@ def head_of(model: Model, runtime: Runtime) -> Head | None:
     return Head(task=network.task, answer=answer(network), max_len=model.predictor.max_len)
 
 
-def fill_of(model: Model, runtime: Runtime) -> Callable[[int], Forward] | None:
+def fill_of(model: Model, folder: Path, runtime: Runtime) -> Callable[[int], Forward] | None:
     """Forwards for so many candidates a mask, where the model has a masked-language-model head that sees both sides."""
-    if model.predictor is not None or model.config.causal:
+    if model.predictor is not None or model.config.causal or not has_masked_lm_head(folder):
         return None
     network = model.network
-    if not isinstance(network, MaskedLM):
-        return None
+    assert isinstance(network, MaskedLM)
     if isinstance(runtime, TorchRuntime):
         network.encoder = runtime.encoder
     else:

@@ -8,17 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import importlib
+import importlib.util
 import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from terrazzo.errors import InputError
 from terrazzo.serve.settings import Settings, names_of
@@ -46,11 +45,11 @@ def serve(folders: Sequence[str | Path], settings: Settings | None = None) -> No
     """
     settings = settings or Settings()
     names_of(folders)
+    _check_packages()
     with bind(settings.host, settings.port) as listener:
         budget_threads(settings)
         gc.disable()  # until all is loaded: nothing of it ever goes
         try:
-            _import_packages()
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 ended = runner.run(_serve(listener, folders, settings))
         finally:
@@ -97,10 +96,13 @@ def url_of(listener: socket.socket) -> str:
 
 async def _serve(listener: socket.socket, folders: Sequence[str | Path], settings: Settings) -> bool:
     """Load, answer, end; whether every request was answered in time."""
-    from terrazzo.serve.app import create_app
     from terrazzo.serve.models import Models
 
-    models = await Models.open(folders, settings)
+    opening = asyncio.create_task(Models.open(folders, settings))
+    await asyncio.sleep(0)  # models load on a thread, while here the rest is imported
+    from terrazzo.serve.app import create_app
+
+    models = await opening
     server = _server(create_app(models, settings), listener, models, settings)
     watching = asyncio.create_task(models.watch())
     await server.serve(sockets=[listener])
@@ -137,6 +139,7 @@ def _server(app: Callable[..., object], listener: socket.socket, models: Models,
 
     config = uvicorn.Config(
         app,
+        http=_connection_class(),
         lifespan="off",
         access_log=False,
         log_config=None,
@@ -147,28 +150,18 @@ def _server(app: Callable[..., object], listener: socket.socket, models: Models,
     return Server(config)
 
 
-def _import_packages() -> None:
-    """Import what serving needs, on a thread beside torch.
-
-    Raises:
-        InputError: a package is missing.
-    """
-    importlib.import_module("numpy")  # both sides want it
-    missing: list[str] = []
-    beside = threading.Thread(target=_import_all, args=(_PACKAGES, missing))
-    beside.start()
-    importlib.import_module("torch")
-    beside.join()
+def _check_packages() -> None:
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"serving needs {', '.join(missing)}: pip install 'terrazzo[serve]'")
 
 
-def _import_all(names: Sequence[str], missing: list[str]) -> None:
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            missing.append(error.name or name)
+def _connection_class() -> type[asyncio.Protocol] | Literal["auto"]:
+    if importlib.util.find_spec("httptools") is None:  # uvicorn's own parser serves too, and trusts its clients
+        return "auto"
+    from terrazzo.serve.connections import Connection
+
+    return Connection
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
