@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -29,7 +30,8 @@ from terrazzo.serve.settings import Settings
 
 #: The status that is counted where the client did not wait for one.
 CLIENT_GONE = 499
-_OPERATIONS = (
+#: Every endpoint but the page and the OpenAPI document.
+OPERATIONS = (
     *routes_embeddings.OPERATIONS,
     *routes_rerank.OPERATIONS,
     *routes_tasks.OPERATIONS,
@@ -66,7 +68,7 @@ class Server(FastAPI):
         )
         self.here, self.keys = here, keys
         page = routes_page.operations() if here.settings.page else ()
-        self._table = _Table((*_OPERATIONS, _document_operation(self), *page), here)
+        self._table = _Table((*OPERATIONS, _document_operation(self), *page), here)
         for kind in (HTTPException, RequestValidationError, Exception):
             self.add_exception_handler(kind, _error_reply)
         self._entry = self._serve if not here.settings.allow_origins else _with_origins(self._serve, here)
@@ -80,8 +82,8 @@ class Server(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document; the names in it are those of the models that are served now."""
         if self.openapi_schema is None:
-            self.openapi_schema = openapi(_OPERATIONS, self.routes, bool(self.keys))
-        return with_models(self.openapi_schema, _OPERATIONS, self.here.models)
+            self.openapi_schema = openapi(OPERATIONS, self.routes, bool(self.keys))
+        return with_models(self.openapi_schema, OPERATIONS, self.here.models)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         began, path = time.perf_counter(), _path(scope)
@@ -163,7 +165,7 @@ def _path(scope: Scope) -> str:
 
 def _document_operation(server: Server) -> Operation:
     async def document(here: Here) -> dict[str, Any]:
-        return server.openapi()
+        return await asyncio.to_thread(server.openapi)
 
     return Operation(path="/openapi.json", method="GET", run=document, reply=None, summary="", tag="")
 

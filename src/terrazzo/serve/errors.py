@@ -32,6 +32,10 @@ CODES = {
     500: "internal_error",
     503: "unavailable",
 }
+#: Wrong fields of one body beyond which none is told.
+_MANY = 100
+#: Bytes of a body that is read again for the place of what is wrong in it; of longer ones the field is told alone.
+_READ_AGAIN = 2**20
 
 
 class ApiError(Exception):
@@ -92,12 +96,14 @@ def api_error(error: Exception) -> ApiError:
 
 def invalid_body(error: ValidationError, body: bytes, model: type[BaseModel]) -> ApiError:
     """What a body that is no JSON (400) or has wrong fields (422) is answered with; the first wrong field is named."""
+    if error.error_count() > _MANY:
+        return ApiError(422, f"{error.error_count():,} fields are unknown or wrong", param="body")
     items = error.errors(include_url=False)
     if items[0]["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {items[0]['ctx']['error']}", code="invalid_json")
-    document = json.loads(body)
-    if not isinstance(document, dict):
-        return ApiError(422, f"the body must be a JSON object, got {type(document).__name__}", param="body")
+    if items[0]["type"] == "model_type":
+        return ApiError(422, f"the body must be a JSON object, not {body[:20]!r}", param="body")
+    document = json.loads(body) if len(body) <= _READ_AGAIN else {}
     # Of a union the branch that went furthest; a field that is misspelt tells more than that it is missing.
     item = max(items, key=lambda item: (len(_path(item, document)), item["type"] == "extra_forbidden"))
     path = _path(item, document)
@@ -128,7 +134,7 @@ def _path(item: Any, document: Any) -> list[Any]:
             node = node[part]
         elif item["type"] == "missing" and place == len(item["loc"]) - 1:
             path.append(part)
-    return path
+    return path or list(item["loc"][:1])
 
 
 def _type(status: int) -> str:

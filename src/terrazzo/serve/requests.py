@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from terrazzo.tasks.forward import Pooling
+
+Item = TypeVar("Item")
 
 
 class Body(BaseModel):
@@ -18,8 +20,10 @@ class Body(BaseModel):
 #: A text with something in it to read.
 Said = Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
-Texts = Annotated[list[str], Field(min_length=1)]
+#: Of a list with millions of wrong items one is told.
+Some = Annotated[list[Item], Field(min_length=1, fail_fast=True)]
+TokenIds = Some[TokenId]
+Texts = Some[str]
 ModelName = Annotated[str | None, Field(description="May be left out where one model alone has the ability.")]
 Truncate = Annotated[
     bool, Field(description="Cut what is longer than the model reads, and count it in the usage; false refuses it.")
@@ -37,7 +41,7 @@ class Embeddings(Body):
     """Texts to turn into vectors."""
 
     input: Annotated[
-        str | Texts | TokenIds | Annotated[list[TokenIds], Field(min_length=1)],
+        str | Texts | TokenIds | Some[TokenIds],
         Field(
             union_mode="left_to_right",
             description="A text, a list of texts, or token ids of this model as /v1/tokenize gives them (with special "
@@ -72,8 +76,8 @@ class Rerank(Body):
 
     query: Annotated[Said, Field(examples=["How long do I boil an egg?"])]
     documents: Annotated[
-        list[str | Document],
-        Field(min_length=1, examples=[["A soft-boiled egg takes five minutes.", {"text": "Hens lay eggs."}]]),
+        Some[str | Document],
+        Field(examples=[["A soft-boiled egg takes five minutes.", {"text": "Hens lay eggs."}]]),
     ]
     model: ModelName = None
     top_n: Annotated[int | None, Field(ge=1, description="Give the best so many; all if left out.")] = None
@@ -103,7 +107,7 @@ class Classify(Body):
     """Texts, or pairs of texts, to classify or to give a value."""
 
     input: Annotated[
-        Said | TextRow | PairRow | Annotated[list[str | Pair | TextRow | PairRow], Field(min_length=1)],
+        Said | TextRow | PairRow | Some[str | Pair | TextRow | PairRow],
         Field(
             description="A text, or a list of texts, of pairs of texts, or of objects with `text` or `a` and `b`. A "
             "pair alone is written as a list of one pair.",
@@ -128,7 +132,7 @@ class Predict(Body):
     """Texts to classify, as text-embeddings-inference takes them."""
 
     inputs: Annotated[
-        Said | Pair | Annotated[list[Said | tuple[Said] | tuple[Said, Said]], Field(min_length=1)],
+        Said | Pair | Some[Said | tuple[Said] | tuple[Said, Said]],
         Field(
             union_mode="left_to_right",
             description="A text; two strings, a pair; or a list of [text] and [text, text].",
@@ -150,7 +154,7 @@ class Tag(Body):
     """Texts whose stretches are to be found and named."""
 
     input: Annotated[
-        Said | WordsRow | Annotated[list[str | WordsRow], Field(min_length=1)],
+        Said | WordsRow | Some[str | WordsRow],
         Field(
             description="A text, or words as {tokens: [...]} whose spans count in the words joined by spaces; or a "
             "list of these.",
@@ -183,7 +187,7 @@ class Question(Body):
 
     question: Annotated[Said, Field(examples=["Who crossed?"])] = ""
     context: Annotated[Said, Field(examples=["Ada crossed the street in the rain."])] = ""
-    input: Annotated[list[QuestionRow], Field(min_length=1)] = []  # noqa: RUF012
+    input: Some[QuestionRow] = []  # noqa: RUF012
     model: ModelName = None
     offsets: Offsets = "codepoints"
     truncate: Truncate = True

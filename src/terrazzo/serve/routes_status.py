@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import platform
 from functools import cache
@@ -66,7 +67,7 @@ async def info(here: Here) -> dict[str, Any]:
 
 async def metrics(here: Here) -> Answer:
     """Prometheus' text format: requests, seconds, queues, batches, tokens."""
-    return Answer(body=here.metrics.render(), media_type=CONTENT_TYPE)
+    return Answer(body=await asyncio.to_thread(here.metrics.render), media_type=CONTENT_TYPE)
 
 
 def card(model: Served) -> dict[str, Any]:
