@@ -6,7 +6,6 @@ Shapes: T packed tokens, B documents, D width.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -21,8 +20,7 @@ from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig, MaskedLM
 from terrazzo.nn.backends import BACKENDS
 from terrazzo.runtime import Runtime, TorchRuntime
-from terrazzo.runtime.folder import cautions, is_exported, open_runtime, read_record
-from terrazzo.runtime.machine import this_machine
+from terrazzo.runtime.folder import is_exported, open_runtime
 from terrazzo.tasks import Encoded, Result
 from terrazzo.tasks.forward import POOLINGS, Pooling, Prediction, embed, fill, run, run_chunks
 from terrazzo.tasks.model import (
@@ -81,8 +79,6 @@ def load(
 
 def _exported(folder: Path) -> Model:
     """What `export` wrote, on its runtime; its weights in PyTorch are read when something asks for them."""
-    for caution in cautions(read_record(folder), this_machine()):
-        warnings.warn(f"{folder}: {caution}", stacklevel=3)
     runtime = open_runtime(folder)
     task = load_task_head(folder) if is_task_folder(folder) else None
     tokenizer = load_tokenizer(folder, runtime.config) if task is None else task.tokenizer
@@ -127,7 +123,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return self.encoder.embeddings.tokens.weight.device
+        return self.runtime.device
 
     def encode(
         self,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -136,7 +138,8 @@ class Builder:
         to_onnx(self.encoder, graph)
         if self.precision == "int8":
             half_range = not self.machine.has_int8
-            quantise_onnx(graph, graph, reduce_range=half_range)
+            with _unadvised():
+                quantise_onnx(graph, graph, reduce_range=half_range)
         opener = self._opener(functools.partial(OnnxRuntime.open, graph, config, self.precision))
         agreement = self.judge(opener(None)) if self.precision == "int8" else None
         if agreement is not None and not agreement.reaches(self.target.cosine, self.target.answers):
@@ -147,3 +150,14 @@ class Builder:
 
     def _opener(self, open_graph: Callable[..., Runtime]) -> Opener:
         return lambda streams: open_graph(streams=streams, threads=self.machine.cores)
+
+
+@contextlib.contextmanager
+def _unadvised() -> Iterator[None]:
+    """Without warnings on the log, of which ONNX Runtime has one for every model that is quantised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

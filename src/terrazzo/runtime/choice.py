@@ -27,7 +27,10 @@ from terrazzo.runtime.contract import Precision, Runtime
 from terrazzo.runtime.machine import Machine, this_machine
 
 PACKAGES = ("torch", "openvino", "nncf", "onnxruntime")
-BUDGETS = (1024, 2048, 4096, 8192, 16_384)
+BUDGETS = (512, 1024, 2048, 4096, 8192)
+SECONDS = 4.0
+#: A trial this much slower than the best of its round is not measured again.
+_HOPELESS = 1.3
 FORMAT = "terrazzo-choices-1"
 #: Lengths of ordinary text, paragraphs and sentences: a mean of about 70 tokens, a twentieth beyond 200.
 _LENGTHS = (8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80, 96, 112, 128, 160, 224, 320)
@@ -65,7 +68,7 @@ def choose(
     shape: EncoderConfig,
     precision: Precision,
     *,
-    seconds: float = 4.0,
+    seconds: float | None = None,
     machine: Machine | None = None,
     memory: Path | None = None,
 ) -> Chosen:
@@ -73,7 +76,7 @@ def choose(
 
     Args:
         candidates: by name, each opened with a number of streams; one that raises InputError is left out.
-        seconds: roughly, of measuring.
+        seconds: roughly, of measuring; None is `SECONDS`.
         machine: whose choice it is; None is this one.
         memory: file of choices; None is the user's own, see `memory_file`.
 
@@ -85,21 +88,30 @@ def choose(
     known = _remembered(memory).get(key)
     if known is not None:
         return Chosen(choice=known, remembered=True)
-    choice = measure(candidates, shape, machine.cores, seconds)
+    choice = measure(candidates, shape, machine.cores, SECONDS if seconds is None else seconds)
     _remember(memory, key, choice)
     return Chosen(choice=choice, remembered=False)
 
 
 def measure(candidates: Mapping[str, Opener], shape: EncoderConfig, cores: int, seconds: float) -> Choice:
-    """Measure every candidate with one stream and with one a core, then the winner's batches."""
+    """Measure every candidate with one stream and with one a core, then the winner's batches.
+
+    Slow models are measured on fewer documents, and on no batches that would leave a stream without one.
+    """
     opened, left_out = _opened(candidates, sorted({1, cores}))
-    documents = made_up_documents(shape)
-    rates = _rates({key: (runtime, runtime.batch_tokens) for key, runtime in opened.items()}, documents, seconds * 0.6)
+    once = made_up_documents(shape, 1)
+    slowest = max(_warm(runtime, list(_batches(once, 1024, runtime.pads))) for runtime in opened.values())
+    documents = made_up_documents(shape, int(np.clip(seconds / (4 * len(opened) * slowest), 1, 8)))
+    share = sum(map(len, documents)) // cores
+    trials = {key: (runtime, min(runtime.batch_tokens, share)) for key, runtime in opened.items()}
+    rates = _rates(trials, documents, seconds / 2)
     name, count = max(rates, key=rates.__getitem__)
-    budgets = _rates({budget: (opened[name, count], budget) for budget in BUDGETS}, documents, seconds * 0.4)
+    winner = opened[name, count]
+    tried = {budget: (winner, budget) for budget in BUDGETS if budget <= share} or {share: (winner, share)}
+    budgets = _rates(tried, documents, seconds / 2)
     best = max(budgets, key=budgets.__getitem__)
-    tried = [*((own, rate) for (own, _), rate in rates.items()), (name, budgets[best])]
-    by_name = {own: round(max(rate for each, rate in tried if each == own), 1) for own, _ in tried}
+    found = [*((own, rate) for (own, _), rate in rates.items()), (name, budgets[best])]
+    by_name = {own: round(max(rate for each, rate in found if each == own), 1) for own, _ in found}
     return Choice(runtime=name, batch_tokens=best, streams=count, rates=by_name, left_out=left_out)
 
 
@@ -121,7 +133,7 @@ def _opened(
     return opened, {name: str(error) for name, error in left_out.items()}
 
 
-def made_up_documents(shape: EncoderConfig, copies: int = 3) -> list[np.ndarray]:
+def made_up_documents(shape: EncoderConfig, copies: int = 2) -> list[np.ndarray]:
     """Documents of random tokens whose lengths are those of ordinary text."""
     draw = np.random.default_rng(0)
     lengths = [min(length, shape.max_len) for length in _LENGTHS] * copies
@@ -143,16 +155,26 @@ def memory_file() -> Path:
 def _rates(
     trials: Mapping[Any, tuple[Runtime, int]], documents: Sequence[np.ndarray], seconds: float
 ) -> dict[Any, float]:
-    """Tokens a second of each trial, a runtime with a token budget; the best of rounds that interleave all of them."""
+    """Tokens a second of each trial, a runtime with a token budget: the best of rounds that interleave them.
+
+    Trials that are far behind after a round are not measured again.
+    """
     tokens = sum(map(len, documents))
     batches = {key: list(_batches(documents, budget, runtime.pads)) for key, (runtime, budget) in trials.items()}
     best = dict.fromkeys(trials, float("inf"))
-    began, rounds = time.perf_counter(), 0
+    began, left, rounds = time.perf_counter(), list(trials), 0
     while rounds < 2 or (time.perf_counter() - began < seconds and rounds < 20):
-        for key, (runtime, _) in trials.items():
-            best[key] = min(best[key], _seconds(runtime, batches[key]))
-        rounds += 1
+        for key in left:
+            best[key] = min(best[key], _seconds(trials[key][0], batches[key]))
+        quickest, rounds = min(best.values()), rounds + 1
+        left = [key for key in left if best[key] <= _HOPELESS * quickest]
     return {key: tokens / spent for key, spent in best.items()}
+
+
+def _warm(runtime: Runtime, batches: Sequence[Packed]) -> float:
+    """The seconds of a second pass: the first one also allocates and compiles."""
+    _seconds(runtime, batches)
+    return _seconds(runtime, batches)
 
 
 def _seconds(runtime: Runtime, batches: Sequence[Packed]) -> float:

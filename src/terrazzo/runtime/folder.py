@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -131,6 +132,8 @@ def open_runtime(
         return _torch(folder, "fp32", {"streams": streams or 1})
     record, machine = read_record(folder, verify), this_machine()
     refuse_saturation(record, machine, folder)
+    for caution in cautions(record, machine):
+        warnings.warn(f"{folder}: {caution}", stacklevel=2)
     same = machine.key == record.machine.key and threads is None
     settings: dict[str, Any] = {"streams": streams or (record.streams if same else None)}
     settings |= {"batch_tokens": record.batch_tokens} if record.batch_tokens else {}
