@@ -14,6 +14,8 @@ from terrazzo.checkpoint import save_model
 from terrazzo.data.tokenizer import train_tokenizer
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, MaskedLM
+from terrazzo.runtime import save_openvino, to_openvino
+from terrazzo.runtime.folder import write_record
 from terrazzo.serve.models import CannotDo, Models, TooLong, UnknownModel
 from terrazzo.serve.settings import Settings, names_of
 from terrazzo.tasks.label import LabelTask
@@ -256,6 +258,40 @@ def test_heads_of_one_encoder_hold_it_once(folders):
 
     stats = with_models([*(folders[name] for name in names), folders["other"]], use)
     assert not any(thread.is_alive() for thread in stats._threads)
+
+
+def export(source: Path, folder: Path) -> Path:
+    """The folder as `terrazzo export` writes it, nothing measured."""
+    shutil.copytree(source, folder)
+    save_openvino(to_openvino(terrazzo.load(source).encoder), folder / "encoder.xml")
+    write_record(folder, runtime="openvino", precision="fp32", max_len=64)
+    return folder
+
+
+def test_exported_folders_share_their_graph_and_keep_it(tmp_path, folders):
+    names = ["plain", "mlm", "label"]
+    texts = tiny_texts(5)
+    graphs = [export(folders[name], tmp_path / name) for name in names]
+
+    async def use(models):
+        assert {models[name].runtime.name for name in names} == {"openvino"}
+        assert len({id(models[name].runtime) for name in names}) == 1
+        for folder in graphs:  # written into in place, where a server may have mapped it
+            for name in ("encoder.bin", "model.safetensors"):
+                (folder / name).write_bytes(bytes((folder / name).stat().st_size))
+        vectors, _ = await models["plain"].embed(texts)
+        torch.testing.assert_close(vectors, terrazzo.load(folders["plain"]).encode(texts, normalize=True), **CLOSE)
+        ((result,), _) = await models["label"].predict(texts[:1])
+        (right,) = terrazzo.load(folders["label"]).predict(texts[:1])
+        torch.testing.assert_close(result.score, right.score, **CLOSE)
+        ((masks,), _) = await models["mlm"].fill_mask(["the [MASK] purrs"])
+        torch.testing.assert_close(
+            masks[0][0].probability,
+            terrazzo.load(folders["mlm"]).fill_mask("the [MASK] purrs")[0][0].probability,
+            **CLOSE,
+        )
+
+    with_models(graphs, use)
 
 
 def test_hooks_are_told_of_batches(folders):

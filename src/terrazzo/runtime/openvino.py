@@ -119,8 +119,10 @@ class OpenVinoRuntime:
         """
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file")
+        core = import_openvino().Core()
+        core.set_property({"ENABLE_MMAP": False})  # whoever writes over the file would change or end this process
         try:
-            model = import_openvino().Core().read_model(path)
+            model = core.read_model(path)
         except RuntimeError as error:
             raise InputError(f"{path}: OpenVINO does not read it: {error}") from None
         return cls(model, config, precision, **settings)

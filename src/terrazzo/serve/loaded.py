@@ -263,10 +263,12 @@ def tensors_key(encoder: Encoder) -> str:
 
 
 def record_key(record: RuntimeRecord, config: EncoderConfig) -> str:
-    """The key of an exported encoder: a hash of its runtime and of its files."""
-    files = {name: record.files[name].sha256 for name in GRAPHS[record.runtime]}
-    about = {"runtime": record.runtime, "precision": record.precision, "files": files, "config": to_dict(config)}
-    return _hash(about)
+    """The key of an exported encoder: its runtime, its shape, and the hash of the file that holds its numbers.
+
+    The other file of an OpenVINO graph also holds names, which differ whenever one is made.
+    """
+    numbers = record.files[GRAPHS[record.runtime][-1]].sha256
+    return _hash([record.runtime, record.precision, record.reverted, numbers, to_dict(config)])
 
 
 def _hash(values: Any) -> str:
