@@ -23,8 +23,8 @@ _NOTE = """
 {texts} texts of {tokens:.0f} tokens on average, one CPU thread, CPU time, the median of {rounds} rounds in which the
 techniques take turns. *MB to run* is the file that is read: the weights for PyTorch, else the graph. *MACs* are
 multiply-adds of products with weights and of attention as executed, padding included. *texts/s* is in batches: of 32 as
-they come for PyTorch, sorted by length as `encode` sorts them for the graphs, which pad. The cosine is that of
-mean-pooled vectors with those of PyTorch in fp32.
+they come for PyTorch, sorted by length as `encode` sorts them for the graphs, which pad attention. The cosine is that
+of mean-pooled vectors with those of PyTorch in fp32.
 """
 
 

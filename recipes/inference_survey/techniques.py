@@ -133,10 +133,10 @@ def padded_macs(config: EncoderConfig, lengths: np.ndarray) -> float:
 
 
 def graph_macs(config: EncoderConfig, lengths: np.ndarray) -> float:
-    """Padded, but in the last block output projection and MLP run on the real tokens alone, as in exported graphs."""
-    padding = len(lengths) * int(lengths.max()) - int(lengths.sum())
-    tail = config.width**2 + (3 if config.gated else 2) * config.width * config.mlp_width
-    return padded_macs(config, lengths) - padding * tail
+    """Products with weights on the real tokens, attention padded to the longest, as exported graphs run it."""
+    mlp = (3 if config.gated else 2) * config.width * config.mlp_width
+    products = int(lengths.sum()) * (4 * config.width**2 + mlp)
+    return float(config.depth * (products + 2 * config.width * len(lengths) * int(lengths.max()) ** 2))
 
 
 def baseline(place: Workplace) -> Made:

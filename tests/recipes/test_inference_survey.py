@@ -22,6 +22,7 @@ from terrazzo.nn.config import bert
 from terrazzo.packed import Packed
 from terrazzo.runtime import PaddedEncoder, TorchRuntime
 from terrazzo.runtime.agreement import Agreement, Judge
+from terrazzo.runtime.graph import GraphEncoder, graph_inputs
 from terrazzo.runtime.padded import padded_inputs
 
 CONFIG = replace(bert("tiny", 64), max_len=32)
@@ -45,15 +46,14 @@ def test_multiply_adds_are_those_that_run(gated):
     config = replace(CONFIG, gated=gated)
     encoder, batch = Encoder(config).eval(), Packed.from_sequences(DOCUMENTS)
     lengths = np.asarray(batch.lengths)
-    inputs = {name: torch.from_numpy(own) for name, own in padded_inputs(batch, config, None).items()}
 
-    def counted(*without):
+    def counted(module, inputs):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
-            PaddedEncoder(encoder)(**{name: own for name, own in inputs.items() if name not in without})
+            module(**{name: torch.from_numpy(own) for name, own in inputs.items() if name != "rows"})
         return counter.get_total_flops() / 2
 
-    assert techniques.padded_macs(config, lengths) == counted("rows")
-    assert techniques.graph_macs(config, lengths) == counted()
+    assert techniques.padded_macs(config, lengths) == counted(PaddedEncoder(encoder), padded_inputs(batch, config))
+    assert techniques.graph_macs(config, lengths) == counted(GraphEncoder(encoder), graph_inputs(batch, config))
     even = np.full(4, 8)
     assert techniques.packed_macs(config, even) == techniques.graph_macs(config, even)
     assert techniques.packed_macs(config, lengths) < techniques.graph_macs(config, lengths)
