@@ -232,6 +232,8 @@ def test_the_document_describes_every_endpoint(server):
     assert set(document["paths"]) == {operation.path for operation in OPERATIONS}
     embeddings = document["paths"]["/v1/embeddings"]["post"]
     assert {"200", "400", "404", "413", "415", "422", "429", "503"} <= set(embeddings["responses"])
+    schemas = document["components"]["schemas"]
+    assert "model" in schemas["Embeddings"]["required"] and "model" not in schemas["Tag"]["required"]
     names = document["components"]["schemas"]["Tag"]["properties"]["model"]["anyOf"]
     assert names == [{"type": "string", "enum": ["tags"]}, {"type": "null"}]
     assert server.get("/").headers["content-security-policy"].startswith("default-src 'none'")

@@ -67,6 +67,7 @@ def test_wrong_fields_are_named_with_their_path(server):
     assert refusal(post("/v1/rerank", query="a", documents=["b", {"txt": "c"}]))[2] == "documents.1.text"
     assert refusal(post("/v1/classify", input=[{"text": "a", "problm": "b"}]))[2] == "input.0.problm"
     assert refusal(post("/v1/fill_mask", input="[MASK]", top_k=0))[2] == "top_k"
+    assert refusal(post("/v1/rerank", query=" ", documents=["a"])) == (422, "invalid_value", "query")
     assert refusal(server.raw("/v1/embeddings", b"{")) == (400, "invalid_json", None)
 
 

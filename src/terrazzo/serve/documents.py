@@ -56,9 +56,11 @@ def with_models(made: dict[str, Any], operations: Iterable[Operation], models: I
         if operation.body is None or not operation.abilities:
             continue
         able = [model.name for model in served if set(operation.abilities) & set(model.abilities)]
-        field = made["components"]["schemas"][operation.body.__name__]["properties"]["model"]
-        text, null = {"type": "string", "enum": able}, {"type": "null"}
-        field["anyOf"] = [text, null] if len(able) == 1 else [text] if able else [null]
+        schema = made["components"]["schemas"][operation.body.__name__]
+        choices: list[dict[str, Any]] = [{"type": "string", "enum": able}] if able else []
+        if len(able) > 1:
+            schema["required"] = sorted({*schema.get("required", ()), "model"})
+        schema["properties"]["model"]["anyOf"] = choices if len(able) > 1 else [*choices, {"type": "null"}]
     return made
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from terrazzo.tasks.forward import Pooling
 
@@ -35,6 +35,12 @@ Offsets = Annotated[
         "Java and C# do."
     ),
 ]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("the text is blank")
+    return text
 
 
 class Embeddings(Body):
@@ -74,7 +80,7 @@ class Document(BaseModel):
 class Rerank(Body):
     """Documents to put in the order in which they answer a query."""
 
-    query: Annotated[Said, Field(examples=["How long do I boil an egg?"])]
+    query: Annotated[Said, AfterValidator(_not_blank), Field(examples=["How long do I boil an egg?"])]
     documents: Annotated[
         Some[str | Document],
         Field(examples=[["A soft-boiled egg takes five minutes.", {"text": "Hens lay eggs."}]]),
@@ -147,7 +153,7 @@ class Predict(Body):
 class WordsRow(Body):
     """A text that is cut into words already."""
 
-    tokens: Texts
+    tokens: Some[Said]
 
 
 class Tag(Body):
