@@ -1,0 +1,151 @@
+"""Exports: every runtime and precision gives what PyTorch gives, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import terrazzo
+from terrazzo.errors import InputError
+from terrazzo.nn import Encoder, MaskedLM
+from terrazzo.runtime import choice
+from terrazzo.tasks import Result, Span
+from terrazzo.tasks import export as export_module
+from terrazzo.tasks.calibration import alike, read_calibration
+from terrazzo.tasks.export import export
+from terrazzo.tasks.label import LabelTask
+from terrazzo.testing import tiny_task_folder, tiny_texts
+
+TEXTS = [f"{number} {text}" for number, text in enumerate(tiny_texts(80, seed=1))]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    monkeypatch.setattr(choice, "SECONDS", 0.02)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    task = LabelTask(classes=("calm", "wild"))
+    return tiny_task_folder(tmp_path_factory.mktemp("export") / "model", task, depth=1, init_std=0.2)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return file
+
+
+def silent(line: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision", "tolerance"),
+    [
+        ("torch", "fp32", 1e-5),
+        ("torch", "bf16", 5e-2),
+        ("openvino", "fp32", 1e-4),
+        ("openvino", "bf16", 5e-2),
+        ("openvino", "int8", 2e-1),
+        ("onnx", "fp32", 1e-4),
+        ("onnx", "int8", 2e-1),
+    ],
+)
+def test_the_same_vectors_and_answers(model, texts, tmp_path, runtime, precision, tolerance) -> None:
+    done = export(model, tmp_path / "out", runtime, precision, texts, log=silent)
+    opened, plain = terrazzo.load(tmp_path / "out"), terrazzo.load(model)
+    assert (opened.runtime.name, opened.runtime.precision) == (runtime, precision) == (done.runtime, precision)
+    np.testing.assert_allclose(opened.encode(TEXTS[:20]), plain.encode(TEXTS[:20]), atol=tolerance, rtol=0)
+    said, wanted = opened.predict(TEXTS[:20]), plain.predict(TEXTS[:20])
+    assert np.mean([one.label == other.label for one, other in zip(said, wanted, strict=True)]) >= 0.95
+    assert done.agreement.mean >= (0.995 if precision == "int8" else 0.9999)
+    assert done.agreement.documents == 26 and done.agreement.answers is not None
+
+
+def test_pytorchs_weights_are_read_when_asked_for(model, tmp_path) -> None:
+    export(model, tmp_path / "out", "openvino", log=silent)
+    opened = terrazzo.load(tmp_path / "out")
+    opened.encode(["the cat purrs"])
+    opened.predict(["the cat purrs"])
+    assert not isinstance(opened._network, (MaskedLM, Encoder))
+    assert isinstance(opened.network, Encoder) and opened.network is opened.network
+    assert isinstance(terrazzo.load(tmp_path / "out", device="cpu")._network, Encoder), "a device asks for PyTorch"
+
+
+def test_auto_takes_the_quickest_and_remembers_it(model, tmp_path) -> None:
+    said: list[str] = []
+    first = export(model, tmp_path / "a", log=said.append)
+    assert set(first.record.rates) == {"torch", "openvino", "onnx"}
+    assert first.runtime == max(first.record.rates, key=first.record.rates.__getitem__)
+    again = export(model, tmp_path / "b", log=said.append)
+    assert again.remembered and again.runtime == first.runtime and not first.remembered
+    assert said[0].startswith(f"runtime: {first.runtime}") and said[-1] == f"next: terrazzo serve {tmp_path / 'b'}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"precision": "int8"}, "--calibrate texts.jsonl, at least 64 rows"),
+        ({"runtime": "torch", "precision": "int8"}, "--runtime torch has no int8: take openvino or onnx"),
+        ({"runtime": "onnx", "precision": "bf16"}, "--runtime onnx has no bf16: take torch or openvino"),
+        ({"runtime": "opnvino"}, "did you mean 'openvino'"),
+        ({"precision": "int4"}, "--precision int4: .*int8"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(model, tmp_path, fields, message) -> None:
+    with pytest.raises(InputError, match=message):
+        export(model, tmp_path / "out", log=silent, **fields)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_is_never_replaced_by_an_export(model, tmp_path) -> None:
+    other = shutil.copytree(model, tmp_path / "other")
+    for out, message in ((model, "is the model itself"), (other, "holds a model that was not exported")):
+        with pytest.raises(InputError, match=message):
+            export(model, out, "torch", log=silent)
+    export(model, tmp_path / "out", "torch", log=silent)
+    export(model, tmp_path / "out", "torch", log=silent)
+
+
+@pytest.mark.parametrize("interrupted", ["choose", "write_record"])
+def test_an_interrupted_export_leaves_nothing(model, tmp_path, monkeypatch, interrupted) -> None:
+    def stop(*arguments, **fields):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_module, interrupted, stop)
+    with pytest.raises(KeyboardInterrupt):
+        export(model, tmp_path / "out", "torch", log=silent)
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+def test_too_few_texts_are_refused_with_the_number_needed(model, tmp_path) -> None:
+    file = tmp_path / "few.txt"
+    file.write_text("\n".join([*TEXTS[:40], *TEXTS[:40]]))
+    with pytest.raises(InputError, match="has 40 different rows; calibration needs at least 64: add some"):
+        export(model, tmp_path / "out", "openvino", "int8", file, log=silent)
+
+
+def test_texts_that_judge_set_no_ranges(model, texts) -> None:
+    loaded = terrazzo.load(model)
+    for task in (None, loaded.predictor.task):
+        found = read_calibration(texts, loaded.tokenizer, 48, task)
+        judging = {document.ids.tobytes() for document in found.judging}
+        assert len(judging) == len(found.rows) == len(TEXTS) // 3
+        assert not judging & {document.ids.tobytes() for document in found.setting}
+        assert max(batch.max_len for batch in found.set_batches) <= 48
+        assert all(batch.num_documents == 1 for batch in found.set_batches)
+
+
+def test_answers_that_are_alike() -> None:
+    spans = (Span(start=0, end=1, label="A", text="x"),)
+    assert alike([Result(label="a"), Result(label="b")], [Result(label="a"), Result(label="c")]) == 0.5
+    assert alike([Result(tags=("O", "B"))], [Result(tags=("O", "O"))]) == 0.5
+    assert alike([Result(spans=spans)], [Result(spans=())]) == 0
+    values = [Result(score=0.0), Result(score=1.0), Result(score=2.0)]
+    assert alike(values, [Result(score=0.01), Result(score=1.5), Result(score=2.0)]) == pytest.approx(2 / 3)
