@@ -9,6 +9,7 @@ import logging
 import pytest
 
 from terrazzo.errors import InputError
+from terrazzo.serve import limits
 from terrazzo.serve.engine import Draining, QueueFull
 from terrazzo.serve.keys import Keys
 
@@ -26,6 +27,8 @@ BODIES = {
     "a huge token": b'{"input": [99999999999999999999999999]}',
     "deep lists": b'{"input": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "deep objects": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+    "a long name": b'{"' + b"a" * 1_000_000 + b'": 1}',
+    "a long model": b'{"input": "a", "model": "' + b"a" * 1_000_000 + b'"}',
     "a list": b"[]",
     "null": b"null",
     "a number in quotes": b'{"input": "a", "dimensions": "2"}',
@@ -44,7 +47,7 @@ def refusal(reply):
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_hostile_bodies_are_answered_and_nothing_breaks(server, body):
     reply = server.raw("/v1/embeddings", body)
-    assert reply.status_code in (400, 422), reply.text
+    assert reply.status_code in (400, 404, 422), reply.text
     assert reply.json()["error"]["type"] == "invalid_request_error"
     assert len(reply.content) < 1000
 
@@ -113,6 +116,12 @@ def test_a_body_of_undeclared_length_is_read_no_further_than_its_limit(server_wi
 
     assert run(app, scope("/v1/embeddings"), receive)[0]["status"] == 413
     assert len(asked) == 2
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(server, monkeypatch):
+    monkeypatch.setattr(limits, "BODY_SECONDS", 0.01)
+    first, *_ = run(server.app, scope("/v1/embeddings"), lambda: asyncio.sleep(60))
+    assert first["status"] == 408
 
 
 def test_keys_open_everything_but_health_and_the_page(server_with, tmp_path):

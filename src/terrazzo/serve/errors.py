@@ -36,6 +36,8 @@ CODES = {
 _MANY = 100
 #: Bytes of a body that is read again for the place of what is wrong in it; of longer ones the field is told alone.
 _READ_AGAIN = 2**20
+#: Characters of a field's path that are told.
+_LONGEST_PATH = 200
 
 
 class ApiError(Exception):
@@ -107,9 +109,9 @@ def invalid_body(error: ValidationError, body: bytes, model: type[BaseModel]) ->
     # Of a union the branch that went furthest; a field that is misspelt tells more than that it is missing.
     item = max(items, key=lambda item: (len(_path(item, document)), item["type"] == "extra_forbidden"))
     path = _path(item, document)
-    param = ".".join(map(str, path)) or None
+    param = ".".join(map(str, path))[:_LONGEST_PATH] or None
     if item["type"] == "extra_forbidden":
-        known = nearest(str(path[-1]), model.model_fields) if len(path) == 1 else "leave it out"
+        known = nearest(str(path[-1])[:_LONGEST_PATH], model.model_fields) if len(path) == 1 else "leave it out"
         return ApiError(422, f"unknown field {param!r}: {known}", param=param, code="unknown_field")
     if item["type"] == "missing":
         return ApiError(422, f"the field {param!r} is missing", param=param, code="missing_field")
