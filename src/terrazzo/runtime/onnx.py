@@ -19,6 +19,7 @@ from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.packed import Packed
 from terrazzo.runtime.contract import Precision
 from terrazzo.runtime.graph import GraphEncoder, example_inputs, graph_inputs
+from terrazzo.runtime.machine import this_machine
 
 OPSET = 17
 #: The names of the dimensions that differ from batch to batch.
@@ -111,7 +112,7 @@ class OnnxRuntime:
         threads: int | None = None,
     ) -> None:
         ort = _import("onnxruntime", "export")
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or this_machine().cores
         self.config, self.precision, self.batch_tokens = config, precision, batch_tokens
         self.streams = min(streams or threads, threads)
         options = ort.SessionOptions()
@@ -121,7 +122,7 @@ class OnnxRuntime:
             raise InputError(f"{path}: no such file")
         try:
             self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
+        except Exception as error:  # its errors share no class of their own
             raise InputError(f"{path}: ONNX Runtime does not read it: {error}") from None
 
     @classmethod

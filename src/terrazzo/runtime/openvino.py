@@ -5,7 +5,6 @@ Shapes: T packed tokens, B documents, S padded length, D width, M selected token
 
 from __future__ import annotations
 
-import os
 import queue
 import sys
 import warnings
@@ -21,6 +20,7 @@ from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.packed import Packed
 from terrazzo.runtime.contract import Precision
 from terrazzo.runtime.graph import GraphEncoder, example_inputs, graph_inputs
+from terrazzo.runtime.machine import this_machine
 
 if TYPE_CHECKING:
     import openvino
@@ -94,7 +94,7 @@ class OpenVinoRuntime:
         streams: int | None = None,
         threads: int | None = None,
     ) -> None:
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or this_machine().cores
         self.config, self.precision, self.batch_tokens = config, precision, batch_tokens
         self.streams = min(streams or threads, threads)
         settings = {
