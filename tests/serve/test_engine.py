@@ -137,7 +137,7 @@ def test_a_document_that_cannot_be_run_fails_its_own_request_alone():
         runtime, stats = Gate(is_open=False), []
         running = engine(runtime, observe=stats.append)
         first = await blocked(runtime, running)
-        bad = [Encoded(ids=np.array([99, 1])), *documents(60, 3)]
+        bad = [Encoded(ids=np.full(60, 99)), *documents(40, 3)]
         tasks = [
             asyncio.create_task(running.submit(first_ids, one)) for one in (documents(2, start=4), bad, documents(3))
         ]
@@ -149,6 +149,7 @@ def test_a_document_that_cannot_be_run_fails_its_own_request_alone():
         await first
         assert await running.submit(first_ids, documents(1)) == [0.0], "the thread lives on"
         assert running.queued_documents == 0
+        assert not any(40 in batch for batch in runtime.seen), "what is left of a request that failed was run"
         assert await running.drain(10)
         assert sum(one.failed for one in stats) >= 1
 
@@ -238,9 +239,12 @@ def test_a_broken_hook_stops_nothing():
 def test_a_batch_with_room_waits_for_company_if_told_to():
     async def main():
         runtime = Gate()
-        running = engine(runtime, max_wait=1.0)
-        tasks = [asyncio.create_task(running.submit(first_ids, documents(32, start=place))) for place in range(2)]
-        assert await asyncio.gather(*tasks) == [[0.0], [1.0]]
+        running = engine(runtime, max_wait=20.0)
+        first = asyncio.create_task(running.submit(first_ids, documents(32)))
+        await asyncio.sleep(0.05)
+        assert runtime.seen == []
+        second = asyncio.create_task(running.submit(first_ids, documents(32, start=1)))
+        assert await asyncio.gather(first, second) == [[0.0], [1.0]]
         assert runtime.seen == [(32, 32)], "and no longer than until it is full"
         assert await running.drain(10)
 

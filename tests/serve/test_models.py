@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -404,8 +405,10 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, folders):
     with torch.no_grad():
         model.encoder.embeddings.tokens.weight.fill_(torch.nan)
     save_model(tmp_path / "m", model.network, folders["plain"] / "tokenizer.json")
+    before = threading.active_count()
     with pytest.raises(InputError, match="not finite"):
-        asyncio.run(Models.open([tmp_path / "m"]))
+        asyncio.run(Models.open([folders["plain"], tmp_path / "m"]))
+    assert threading.active_count() == before, "the engine of the other model still runs"
 
 
 def test_ready_until_it_drains(folders):

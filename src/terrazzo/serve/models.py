@@ -62,9 +62,13 @@ class Models:
             InputError: names that are not distinct, or a folder that cannot be served.
         """
         models, named = cls(settings or Settings()), names_of(folders)
-        for name, path in named.items():
-            loaded = await asyncio.to_thread(load_folder, name, path, models._encoders)
-            models._served[name] = Served(name, path, loaded)
+        try:
+            for name, path in named.items():
+                loaded = await asyncio.to_thread(load_folder, name, path, models._encoders)
+                models._served[name] = Served(name, path, loaded)
+        except BaseException:
+            await models.drain(models.settings.drain_seconds)
+            raise
         return models
 
     def __getitem__(self, name: str) -> Served:
