@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from terrazzo.config import config, from_dict, to_dict
 from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig
 from terrazzo.packed import Packed
 from terrazzo.provenance import versions, write_json_atomic
-from terrazzo.runtime.contract import Precision, Runtime
+from terrazzo.runtime.contract import Precision, Runtime, share_threads
 from terrazzo.runtime.machine import Machine, this_machine
 
 PACKAGES = ("torch", "openvino", "nncf", "onnxruntime")
@@ -101,7 +102,7 @@ def measure(candidates: Mapping[str, Opener], shape: EncoderConfig, cores: int, 
     opened, left_out = _opened(candidates, sorted({1, cores}))
     once = made_up_documents(shape, 1)
     slowest = max(_warm(runtime, list(_batches(once, 1024, runtime.pads))) for runtime in opened.values())
-    documents = made_up_documents(shape, int(np.clip(seconds / (4 * len(opened) * slowest), 1, 8)))
+    documents = made_up_documents(shape, int(np.clip(seconds / (1.5 * len(opened) * slowest), 1, 8)))
     share = sum(map(len, documents)) // cores
     trials = {key: (runtime, min(runtime.batch_tokens, share)) for key, runtime in opened.items()}
     rates = _rates(trials, documents, seconds / 2)
@@ -178,10 +179,16 @@ def _warm(runtime: Runtime, batches: Sequence[Packed]) -> float:
 
 
 def _seconds(runtime: Runtime, batches: Sequence[Packed]) -> float:
-    with ThreadPoolExecutor(runtime.streams) as threads:
-        began = time.perf_counter()
-        list(threads.map(runtime, batches))
-        return time.perf_counter() - began
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(
+            runtime.streams, initializer=share_threads, initargs=(threads, runtime.streams)
+        ) as pool:
+            began = time.perf_counter()
+            list(pool.map(runtime, batches))
+            return time.perf_counter() - began
+    finally:
+        torch.set_num_threads(threads)  # streams have changed what all threads of the process share
 
 
 def _batches(documents: Sequence[np.ndarray], budget: int, pads: bool) -> Iterator[Packed]:
