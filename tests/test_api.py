@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,17 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import terrazzo
+from terrazzo.api import Model
 from terrazzo.checkpoint import save_model
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, MaskedLM, bert, mosaicbert
 from terrazzo.packed import Packed
+from terrazzo.runtime import OpenVinoRuntime, TorchRuntime, to_openvino
+from terrazzo.tasks.label import LabelTask
+from terrazzo.tasks.model import load_task_model
+from terrazzo.tasks.span import SpanTask
+from terrazzo.tasks.tag import TagTask
+from terrazzo.testing import tiny_task_folder, tiny_texts
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["the", "cat", "dog", "sat", "ran", "on", "a", "mat"]
@@ -165,3 +174,80 @@ def test_devices_that_are_not_there_are_refused(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="device='cuda': PyTorch sees no GPU here"):
             terrazzo.load(tmp_path, device="cuda")
+
+
+def on_openvino(model):
+    """The same model, its encoder in OpenVINO."""
+    runtime = OpenVinoRuntime(to_openvino(model.encoder), model.config, streams=2)
+    return Model(model.network, model.tokenizer, runtime=runtime)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_vectors_do_not_depend_on_company_streams_or_chunks(model, runtime, monkeypatch):
+    model = on_openvino(model) if runtime == "openvino" else model
+    texts = [" ".join(WORDS[: 1 + i % 8]) + " cat" * (i % 5) for i in range(40)]
+    alone = np.concatenate([model.encode([text]) for text in texts])
+    monkeypatch.setattr("terrazzo.api._TEXTS_AT_A_TIME", 13)
+    for streams, batch_tokens in ((1, 4096), (2, 64), (3, 24)):
+        model.runtime.streams = streams
+        np.testing.assert_allclose(model.encode(texts, batch_tokens=batch_tokens), alone, rtol=0, atol=1e-5)
+
+
+def test_streams_share_the_threads_and_give_them_back(model):
+    threads, seen = torch.get_num_threads(), []
+    run = type(model.runtime).__call__
+
+    class Watched(TorchRuntime):
+        def __call__(self, batch, select_M=None):
+            seen.append((threading.current_thread().name, torch.get_num_threads()))
+            return run(self, batch, select_M)
+
+    try:
+        torch.set_num_threads(4)
+        model.runtime = Watched(model.encoder, batch_tokens=16, streams=2)
+        model.encode(TEXTS * 4)
+        assert {count for _, count in seen} == {2} and torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_an_error_in_a_stream_reaches_the_caller(model):
+    class Broken(TorchRuntime):
+        def __call__(self, batch, select_M=None):
+            raise InputError("out of order")
+
+    model.runtime = Broken(model.encoder, batch_tokens=16, streams=2)
+    with pytest.raises(InputError, match="out of order"):
+        model.encode(TEXTS * 4)
+
+
+def test_every_ability_runs_on_an_exported_graph(model, tmp_path):
+    graph = on_openvino(model)
+    for pooling in ("mean", "cls", "max"):
+        np.testing.assert_allclose(graph.encode(TEXTS, pooling), model.encode(TEXTS, pooling), rtol=0, atol=1e-4)
+    text = "the [MASK] sat on a [MASK]"
+    pairs = zip(graph.fill_mask(text), model.fill_mask(text), strict=True)
+    for found, expected in pairs:
+        assert [p.token for p in found] == [p.token for p in expected]
+        assert [p.probability for p in found] == pytest.approx([p.probability for p in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("task", "rows"),
+    [
+        (LabelTask(classes=("no", "yes", "perhaps")), tiny_texts(6)),
+        (TagTask(labels=("X", "Y")), tiny_texts(6)),
+        (SpanTask(), [{"question": "the cat", "context": text} for text in tiny_texts(6)]),
+    ],
+    ids=["label", "tag", "span"],
+)
+def test_every_head_runs_on_an_exported_graph(task, rows, tmp_path):
+    loaded = load_task_model(tiny_task_folder(tmp_path / "task", task))
+    for parameter in loaded.model.parameters():  # apart from each other, so that a swap is seen
+        parameter.data += torch.randn(parameter.shape) * 0.3
+    model = Model(loaded.model.encoder, loaded.tokenizer, loaded)
+    runtime = OpenVinoRuntime(to_openvino(model.encoder), model.config, streams=2)
+    graph = Model(loaded.model.encoder, loaded.tokenizer, loaded, runtime)
+    for found, expected in zip(graph.predict(rows, 16), model.predict(rows), strict=True):
+        assert expected.error is None and (found.label, found.tags) == (expected.label, expected.tags)
+        assert found.score == pytest.approx(expected.score, abs=1e-4)

@@ -14,7 +14,7 @@ from terrazzo.tasks.evaluate import Confusion, Evaluation, headline
 from terrazzo.tasks.finetune_record import FailedRun, FinetuneResult, RunOutcome
 from terrazzo.train.units import duration, plural
 
-_PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold", "title_justify": "left"}
+PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold", "title_justify": "left"}
 _MOST_PARTS = 20
 
 
@@ -67,12 +67,12 @@ def _confusion(confusion: Confusion, width: int) -> Table:
     """The whole table where it fits, else the commonest mistakes."""
     longest = max(map(len, confusion.classes), default=0)
     if longest + sum(max(len(name), 4) + 2 for name in confusion.classes) > width:
-        table = Table("right", "said", title="commonest confusions", **_PLAIN)
+        table = Table("right", "said", title="commonest confusions", **PLAIN)
         table.add_column("rows", justify="right")
         for right, said, count in confusion.pairs():
             table.add_row(escape(right), escape(said), f"{count:,}")
         return table
-    table = Table("right \\ said", title="confusion", **_PLAIN)
+    table = Table("right \\ said", title="confusion", **PLAIN)
     for name in confusion.classes:
         table.add_column(escape(name), justify="right")
     for i, (name, row) in enumerate(zip(confusion.classes, confusion.counts, strict=True)):
@@ -83,7 +83,7 @@ def _confusion(confusion: Confusion, width: int) -> Table:
 
 def _groups(groups: Mapping[str, Mapping[str, float]]) -> Table:
     names = list(dict.fromkeys(name for part in groups.values() for name in part))
-    table = Table("part", title="parts", **_PLAIN)
+    table = Table("part", title="parts", **PLAIN)
     for name in names:
         table.add_column(name, justify="right")
     for part, values in list(groups.items())[:_MOST_PARTS]:
@@ -95,7 +95,7 @@ def _groups(groups: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def _mistakes(result: Evaluation) -> Table:
-    table = Table(title="worst mistakes", **_PLAIN)
+    table = Table(title="worst mistakes", **PLAIN)
     table.add_column("loss", justify="right")
     for name in ("right", "said"):
         table.add_column(name, max_width=28)
@@ -115,7 +115,7 @@ def run_line(run: RunOutcome) -> str:
 
 def show_finetune(result: FinetuneResult, console: Console | None = None) -> None:
     """Print what a fine-tuning came to, a row a learning rate."""
-    table = Table("learning rate", **_PLAIN)
+    table = Table("learning rate", **PLAIN)
     for name in (result.metric, "± deviation", "95 % interval", "of each seed"):
         table.add_column(name, justify="right")
     for lr, spread in result.rates.items():
