@@ -7,8 +7,10 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import terrazzo
+from terrazzo.checkpoint import save_model
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, MaskedLM
 from terrazzo.runtime import choice
@@ -17,6 +19,8 @@ from terrazzo.tasks import export as export_module
 from terrazzo.tasks.calibration import alike, read_calibration
 from terrazzo.tasks.export import export
 from terrazzo.tasks.label import LabelTask
+from terrazzo.tasks.lora import LoraConfig, add_lora
+from terrazzo.tasks.model import load_task_model, save_task_model
 from terrazzo.testing import tiny_task_folder, tiny_texts
 
 TEXTS = [f"{number} {text}" for number, text in enumerate(tiny_texts(80, seed=1))]
@@ -86,6 +90,28 @@ def test_auto_takes_the_quickest_and_remembers_it(model, tmp_path) -> None:
     again = export(model, tmp_path / "b", log=said.append)
     assert again.remembered and again.runtime == first.runtime and not first.remembered
     assert said[0].startswith(f"runtime: {first.runtime}") and said[-1] == f"next: terrazzo serve {tmp_path / 'b'}"
+
+
+def test_a_pretrained_model_fills_masks_on_its_runtime(model, tmp_path) -> None:
+    network = MaskedLM(terrazzo.load(model).config)
+    save_model(tmp_path / "run" / "model", network, model / "tokenizer.json")
+    export(tmp_path / "run", tmp_path / "out", "openvino", log=silent)
+    text = "the cat [MASK] in the garden"
+    ((said, *_),), ((wanted, *_),) = (terrazzo.load(tmp_path / name).fill_mask(text) for name in ("out", "run"))
+    assert said.token == wanted.token and said.probability == pytest.approx(wanted.probability, abs=1e-4)
+
+
+def test_adapters_are_merged(model, tmp_path) -> None:
+    loaded, adapter = load_task_model(model), LoraConfig(rank=2)
+    add_lora(loaded.model.encoder, adapter)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    save_task_model(tmp_path / "lora", loaded.model, model / "tokenizer.json", max_len=32, adapter=adapter)
+    export(tmp_path / "lora", tmp_path / "out", "openvino", log=silent)
+    said, wanted = (terrazzo.load(tmp_path / name).predict(TEXTS[:8]) for name in ("out", "lora"))
+    for one, other in zip(said, wanted, strict=True):
+        assert one.label == other.label and one.score == pytest.approx(other.score, abs=1e-4)
 
 
 @pytest.mark.parametrize(
