@@ -20,6 +20,7 @@ from terrazzo.errors import InputError
 from terrazzo.nn import Encoder
 from terrazzo.nn.config import EncoderConfig
 from terrazzo.nn.flops import forward_flops
+from terrazzo.provenance import write_text_atomic
 
 RESULTS = Path(__file__).with_name("results")
 #: Average over longest length; 0.6 is the authors' benchmark.
@@ -90,7 +91,7 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
     context.log("\n" + page)
     context.record("cells", [_record(cell) for cell in cells])
     if tier != "smoke":
-        (RESULTS / f"{tier}.md").write_text(page, encoding="utf-8")
+        write_text_atomic(RESULTS / f"{tier}.md", page)
     return {seed: metrics for seed, (_, metrics) in results.items()}
 
 

@@ -12,7 +12,7 @@ import torch
 from recipes.claims import Tier
 from recipes.inference_survey.measure import Row, measure
 from recipes.inference_survey.table import table
-from recipes.inference_survey.techniques import MISSING, TECHNIQUES, Workplace, families
+from recipes.inference_survey.techniques import MISSING, TECHNIQUES, Technique, Workplace, families
 from recipes.runner import Context
 from recipes.tuning import minilm, untrained
 from recipes.wikipedia import SOURCE, documents
@@ -21,8 +21,10 @@ from terrazzo.config import config
 from terrazzo.errors import InputError
 from terrazzo.nn import MaskedLM
 from terrazzo.packed import Packed
+from terrazzo.provenance import write_text_atomic
 from terrazzo.runtime import TorchRuntime
 from terrazzo.runtime.agreement import Judge
+from terrazzo.runtime.machine import this_machine
 from terrazzo.testing import tiny_texts
 
 RESULTS = Path(__file__).with_name("results")
@@ -38,10 +40,10 @@ class Settings:
         max_len: tokens after which a text is cut.
     """
 
-    texts: int = 300
-    setting: int = 200
-    singles: int = 60
-    rounds: int = 5
+    texts: int = 160
+    setting: int = 150
+    singles: int = 40
+    rounds: int = 4
     max_len: int = 256
 
 
@@ -60,18 +62,20 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
     context.record("config", settings)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    rows, tokens = _rows(tier, settings, context)
+    missing = {own: own.missing(this_machine()) for own in TECHNIQUES}
+    skipped = {own: why for own, why in missing.items() if why is not None}
+    rows, tokens = _rows(tier, settings, context, [own for own in TECHNIQUES if own not in skipped])
     torch.set_num_threads(threads)
-    page = table(rows, tokens)
+    page = table(rows, skipped, tokens)
     context.log("\n" + page)
     context.record("rows", [_record(row) for row in rows])
-    context.record("missing", dict(MISSING))
+    context.record("missing", {own.name: why for own, why in skipped.items()} | MISSING)
     if tier != "smoke":
-        (RESULTS / f"{tier}.md").write_text(page, encoding="utf-8")
+        write_text_atomic(RESULTS / f"{tier}.md", page)
     return {0: _metrics(rows)}
 
 
-def _rows(tier: Tier, settings: Settings, context: Context) -> tuple[list[Row], float]:
+def _rows(tier: Tier, settings: Settings, context: Context, techniques: Sequence[Technique]) -> tuple[list[Row], float]:
     wanted = settings.texts + settings.setting
     if tier == "smoke":
         texts = tiny_texts(wanted)
@@ -94,7 +98,7 @@ def _rows(tier: Tier, settings: Settings, context: Context) -> tuple[list[Row], 
         setting=setting,
         judge=judge,
     )
-    made = {own: own.make(place) for own in TECHNIQUES}
+    made = {own: own.make(place) for own in techniques}
     context.log(f"made {len(made)} ways to run one model")
     rows = measure(made, measured, settings.singles, settings.rounds, judge, context.log)
     return rows, float(np.mean([len(own) for own in measured]))
@@ -136,14 +140,10 @@ def _metrics(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def equal_macs_spread(rows: Sequence[Row]) -> float:
-    """Most over least texts a second among rows of the same multiply-adds, where that is widest.
-
-    Rows with a note are left out: what this machine has no instructions for tells nothing about operations.
-    """
+    """Most over least texts a second among rows of the same multiply-adds, where that is widest."""
     rates: dict[int, list[float]] = {}
     for row in rows:
-        if not row.made.note:
-            rates.setdefault(round(row.macs), []).append(row.rate)
+        rates.setdefault(round(row.macs), []).append(row.rate)
     return max(max(own) / min(own) for own in rates.values())
 
 
@@ -159,5 +159,4 @@ def _record(row: Row) -> dict[str, object]:
         "single_seconds": row.single_seconds,
         "batch_wall": row.batch_wall,
         "single_wall": row.single_wall,
-        "note": row.made.note,
     }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from recipes.inference_survey.measure import Row
-from recipes.inference_survey.techniques import MISSING
+from recipes.inference_survey.techniques import MISSING, Technique
 from scripts.docs.markdown import table as markdown
 
 _HEADER = (
@@ -17,7 +17,6 @@ _HEADER = (
     "texts/s",
     "over the baseline",
     "cosine to fp32, mean (least)",
-    "note",
 )
 _NOTE = """
 {texts} texts of {tokens:.0f} tokens on average, one CPU thread, CPU time, the median of {rounds} rounds in which the
@@ -28,11 +27,11 @@ of mean-pooled vectors with those of PyTorch in fp32.
 """
 
 
-def table(rows: Sequence[Row], tokens: float) -> str:
-    """The baseline, the techniques by family, then the families without one."""
-    base = rows[0].rate
-    lines = [_line(row, base) for row in rows]
-    lines += [(family, why, *[""] * 7) for family, why in MISSING.items()]
+def table(rows: Sequence[Row], skipped: Mapping[Technique, str], tokens: float) -> str:
+    """The baseline and the techniques, those that this machine lacks, then the families without any."""
+    lines = [_line(row, rows[0].rate) for row in rows]
+    rest = [(own.family or "", f"{own.what}; {why}") for own, why in skipped.items()] + list(MISSING.items())
+    lines += [(*what, *[""] * (len(_HEADER) - 2)) for what in rest]
     note = _NOTE.format(texts=rows[0].texts, tokens=tokens, rounds=len(rows[0].batch_seconds))
     return markdown(_HEADER, lines) + "\n" + note
 
@@ -47,5 +46,4 @@ def _line(row: Row, base: float) -> Sequence[object]:
         f"{row.rate:.0f}",
         f"{row.rate / base:.2f}x",
         f"{row.agreement.mean:.5f} ({row.agreement.worst:.5f})",
-        row.made.note,
     )

@@ -25,7 +25,7 @@ from terrazzo.runtime import PaddedEncoder, Precision, Runtime, TorchRuntime
 from terrazzo.runtime.agreement import Judge
 from terrazzo.runtime.building import Builder
 from terrazzo.runtime.folder import GRAPHS, RuntimeName
-from terrazzo.runtime.machine import this_machine
+from terrazzo.runtime.machine import Machine, this_machine
 from terrazzo.runtime.padded import padded_inputs
 from terrazzo.runtime.quantise import Target
 
@@ -78,13 +78,11 @@ class Made:
     Args:
         files: what is read to run it.
         macs: as executed, padding included.
-        note: what a reader must know.
     """
 
     runtime: Runtime
     files: tuple[Path, ...]
     macs: Macs
-    note: str = ""
 
     @property
     def bytes(self) -> int:
@@ -100,6 +98,7 @@ class Technique:
         family: None for the baseline.
         ordered: whether texts are sorted by length into batches of the runtime's budget, as `encode` does; False takes
             32 at a time as they come.
+        missing: why it cannot be had on a machine, None where it can.
     """
 
     name: str
@@ -107,6 +106,7 @@ class Technique:
     family: Family | None
     make: Callable[[Workplace], Made]
     ordered: bool = True
+    missing: Callable[[Machine], str | None] = lambda machine: None
 
 
 class PaddedTorch(TorchRuntime):
@@ -149,7 +149,7 @@ def packed(place: Workplace, precision: Precision = "fp32") -> Made:
     """PyTorch on the real tokens; bf16 reads the same file and converts it."""
     encoder = place.encoder if precision == "fp32" else copy.deepcopy(place.encoder).to(torch.bfloat16)
     macs = partial(packed_macs, encoder.config)
-    return Made(runtime=TorchRuntime(encoder, streams=1), files=(place.weights,), macs=macs, note=_note(precision))
+    return Made(runtime=TorchRuntime(encoder, streams=1), files=(place.weights,), macs=macs)
 
 
 def graph(place: Workplace, name: RuntimeName, precision: Precision) -> Made:
@@ -167,7 +167,7 @@ def graph(place: Workplace, name: RuntimeName, precision: Precision) -> Made:
     )
     files = tuple(folder / file for file in GRAPHS[name])
     macs = partial(graph_macs, place.encoder.config)
-    return Made(runtime=builder.build(name).open(1), files=files, macs=macs, note=_note(precision))
+    return Made(runtime=builder.build(name).open(1), files=files, macs=macs)
 
 
 def families(techniques: Iterable[Technique]) -> list[Family]:
@@ -175,9 +175,9 @@ def families(techniques: Iterable[Technique]) -> list[Family]:
     return list(dict.fromkeys(own.family for own in techniques if own.family is not None))
 
 
-def _note(precision: Precision) -> str:
-    idle = precision == "bf16" and not this_machine().has_bf16
-    return "no bf16 products on this CPU: no speed to gain" if idle else ""
+def no_bf16(machine: Machine) -> str | None:
+    """Products in bf16 are emulated where a CPU has none, many times slower than fp32."""
+    return None if machine.has_bf16 else "not run: no bf16 products on this CPU"
 
 
 TECHNIQUES = (
@@ -207,12 +207,14 @@ TECHNIQUES = (
         family="quantization",
         make=partial(packed, precision="bf16"),
         ordered=False,
+        missing=no_bf16,
     ),
     Technique(
         name="openvino_bf16",
         what="half precision: OpenVINO bf16",
         family="quantization",
         make=partial(graph, name="openvino", precision="bf16"),
+        missing=no_bf16,
     ),
     Technique(
         name="openvino_int8",

@@ -23,6 +23,7 @@ from terrazzo.packed import Packed
 from terrazzo.runtime import PaddedEncoder, TorchRuntime
 from terrazzo.runtime.agreement import Agreement, Judge
 from terrazzo.runtime.graph import GraphEncoder, graph_inputs
+from terrazzo.runtime.machine import Machine
 from terrazzo.runtime.padded import padded_inputs
 
 CONFIG = replace(bert("tiny", 64), max_len=32)
@@ -34,9 +35,9 @@ def encoder():
     return Encoder(CONFIG).eval()
 
 
-def row_of(name, rate, macs=1e6, note=""):
+def row_of(name, rate, macs=1e6):
     own = Technique(name=name, what=f"what {name} is", family="quantization", make=None)
-    made = Made(runtime=None, files=(), macs=None, note=note)
+    made = Made(runtime=None, files=(), macs=None)
     agreement = Agreement(mean=0.9991, worst=0.99, documents=2)
     return Row(own, made, texts=100, macs=macs, agreement=agreement, batch_seconds=[100 / rate], single_seconds=[0.005])
 
@@ -118,15 +119,24 @@ def test_int8_and_fp32_come_from_the_same_weights(encoder, tmp_path):
 
 
 def test_the_table_has_a_line_for_what_is_missing():
-    lines = table([row_of("base", 50), row_of("fast", 100, note="take care")], tokens=65.4).splitlines()
-    assert lines[2].startswith("| quantization | what base is | 0.0 | 1 | 5.00 | 50 | 1.00x | 0.99910 (0.99000) |")
-    assert "| 100 | 2.00x |" in lines[3] and lines[3].endswith("| take care |")
-    assert lines[4].startswith("| knowledge distillation | not in terrazzo yet |")
-    assert len(lines) > 4 + len(MISSING)
+    rows = [row_of("base", 50), row_of("fast", 100)]
+    lines = table(rows, {row_of("half", 1).technique: "not run: no half"}, tokens=65.4).splitlines()
+    assert lines[2] == "| quantization | what base is | 0.0 | 1 | 5.00 | 50 | 1.00x | 0.99910 (0.99000) |"
+    assert "| 100 | 2.00x |" in lines[3]
+    assert lines[4].startswith("| quantization | what half is; not run: no half |  |")
+    assert lines[5].startswith("| knowledge distillation | not in terrazzo yet |  |")
+    assert len(lines) > 5 + len(MISSING)
 
 
-def test_speeds_are_compared_among_rows_of_equal_operations_that_this_machine_has():
-    rows = [row_of("a", 50), row_of("b", 150), row_of("c", 1, note="no such instructions"), row_of("d", 9000, macs=2e6)]
+def test_bf16_is_not_emulated():
+    low = [own for own in TECHNIQUES if "bf16" in own.name]
+    bare, able = (Machine(cpu="a", instructions=names, cores=1) for names in (("avx2",), ("amx_bf16",)))
+    assert len(low) == 2 and all(own.missing(bare) and own.missing(able) is None for own in low)
+    assert not any(own.missing(bare) for own in TECHNIQUES if own not in low)
+
+
+def test_speeds_are_compared_among_rows_of_equal_operations():
+    rows = [row_of("a", 50), row_of("b", 150), row_of("d", 9000, macs=2e6)]
     assert equal_macs_spread(rows) == pytest.approx(3)
 
 
