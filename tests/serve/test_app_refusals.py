@@ -112,6 +112,7 @@ def test_a_body_of_undeclared_length_is_read_no_further_than_its_limit(server_wi
 
     async def receive():
         asked.append(1)
+        assert len(asked) < 9, "it is read on"
         return {"type": "http.request", "body": b"x" * 60, "more_body": True}
 
     assert run(app, scope("/v1/embeddings"), receive)[0]["status"] == 413
@@ -241,5 +242,9 @@ def run(app, scope, receive):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(asyncio.wait_for(app(scope, receive, send), 20))
+    async def ended():
+        _, late = await asyncio.wait([asyncio.create_task(app(scope, receive, send))], timeout=20)
+        assert not late, "the request hangs"
+
+    asyncio.run(ended())
     return sent
