@@ -8,7 +8,16 @@ import sys
 
 from terrazzo.config import nearest
 
-CPU: tuple[str, ...] = ("attention", "data", "training", "optimizers", "finetuning", "serving", "serving_hostile")
+CPU: tuple[str, ...] = (
+    "attention",
+    "data",
+    "training",
+    "optimizers",
+    "finetuning",
+    "inference",
+    "serving",
+    "serving_hostile",
+)
 GPU: tuple[str, ...] = ("gpu",)
 
 
