@@ -31,7 +31,7 @@ async def serving():
 
 
 async def said(port, *parts, pause=0.0):
-    """What the server says to some bytes, and whether it has closed the connection half a second after the last of them."""
+    """What the server says to some bytes, and whether it then closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answer, closed = b"", False
     try:
