@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig, StackedLinear, bert, modernbert, mosaicbert
 from terrazzo.packed import Packed
-from terrazzo.runtime.graph import GraphEncoder, graph_inputs
+from terrazzo.runtime.graph import GraphEncoder, graph_inputs, round_up, rounded
 from terrazzo.runtime.padded import PaddedEncoder, padded_inputs
 
 LENGTHS = (5, 21, 1, 13)
@@ -65,6 +65,30 @@ def test_every_config_equals_the_packed_encoder(name: str, form: str) -> None:
     expected = encoder(batch)
     assert_close(run(form, encoder, batch), expected, rtol=1e-5, atol=1e-5)
     assert_close(run(form, encoder, batch, select), expected[select], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.inference_mode()
+def test_rounded_up_the_states_of_the_tokens_are_the_same(name: str) -> None:
+    encoder = encoder_of(CONFIGS[name])
+    batch, select = batch_of(encoder.config), torch.tensor([3, 0, 26, 39])
+    for chosen in (None, select):
+        plain = graph_inputs(batch, encoder.config, chosen)
+        inputs = rounded(plain)
+        assert (len(inputs["ids"]), inputs["tokens"].shape, len(inputs["select"])) == (
+            48,
+            (4, 32),
+            48 if chosen is None else 16,
+        )
+        hidden = GraphEncoder(encoder)(**{name: torch.from_numpy(values) for name, values in inputs.items()})
+        expected = encoder(batch) if chosen is None else encoder(batch)[chosen]
+        assert_close(hidden[: len(plain["select"])], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_few_sizes_occur_and_little_is_added() -> None:
+    sizes = {number: round_up(number) for number in range(1, 5000)}
+    assert all(number <= size < number + max(16, number / 15) for number, size in sizes.items())
+    assert [len({size for number, size in sizes.items() if number <= top}) for top in (512, 4096)] == [32, 80]
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.packed import Packed
 from terrazzo.runtime.contract import Precision
-from terrazzo.runtime.graph import GraphEncoder, example_inputs, graph_inputs
+from terrazzo.runtime.graph import GraphEncoder, example_inputs, graph_inputs, rounded
 from terrazzo.runtime.machine import this_machine
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def save_openvino(model: openvino.Model, path: str | Path) -> None:
 
 class OpenVinoRuntime:
     """An OpenVINO graph in place of an encoder; safe to call from many threads, `streams` of which run at a time.
+
+    OpenVINO prepares kernels for every shape that it meets and keeps them, so batches are rounded up to few shapes.
 
     Args:
         model: of `to_openvino`, or that graph quantised.
@@ -134,9 +136,10 @@ class OpenVinoRuntime:
             InputError: a document longer than a learned position table.
         """
         inputs = graph_inputs(batch, self.config, select_M)
+        wanted = len(inputs["select"])
         request = self._requests.get()
         try:
-            (hidden_MD,) = request.infer(inputs, share_inputs=True).values()
+            (hidden_MD,) = request.infer(rounded(inputs), share_inputs=True).values()
         finally:
             self._requests.put(request)
-        return torch.from_numpy(np.asarray(hidden_MD))
+        return torch.from_numpy(np.asarray(hidden_MD)[:wanted])
