@@ -21,6 +21,7 @@ from terrazzo.packed import Packed
 from terrazzo.runtime.contract import Precision
 from terrazzo.runtime.graph import GraphEncoder, example_inputs, graph_inputs, rounded
 from terrazzo.runtime.machine import this_machine
+from terrazzo.runtime.signal_stack import own_signal_stack
 
 if TYPE_CHECKING:
     import openvino
@@ -105,7 +106,9 @@ class OpenVinoRuntime:
             "NUM_STREAMS": self.streams,
             "ENABLE_CPU_PINNING": False,
         }
-        self.compiled = import_openvino().Core().compile_model(model, "CPU", settings)
+        openvino = import_openvino()
+        with own_signal_stack():
+            self.compiled = openvino.Core().compile_model(model, "CPU", settings)
         self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
         for _ in range(self.streams):
             self._requests.put(self.compiled.create_infer_request())

@@ -23,6 +23,7 @@ from terrazzo.runtime.agreement import Agreement, Judge
 from terrazzo.runtime.graph import graph_inputs
 from terrazzo.runtime.machine import Machine
 from terrazzo.runtime.openvino import OpenVinoRuntime, import_openvino
+from terrazzo.runtime.signal_stack import own_signal_stack
 
 if TYPE_CHECKING:
     import openvino
@@ -159,7 +160,7 @@ def simulate(
         disable_bias_correction=True,  # it finds nothing to correct behind matrix products
         backend_params={BackendParameters.COMPRESS_WEIGHTS: False},
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+    with own_signal_stack(), contextlib.redirect_stdout(io.StringIO()):  # its progress bars
         quantised: openvino.Model = nncf.quantize(
             model.clone(),
             nncf.Dataset(inputs),
