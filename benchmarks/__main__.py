@@ -14,6 +14,7 @@ CPU: tuple[str, ...] = (
     "training",
     "optimizers",
     "finetuning",
+    "minilm",
     "inference",
     "serving",
     "serving_hostile",

@@ -140,7 +140,7 @@ def main() -> None:
     """Fine-tune what is not there yet and write results/minilm.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the models; finished ones stay")
+    parser.add_argument("--work", type=Path, default=Path("runs/minilm"), help="for the models; finished ones stay")
     parser.add_argument("--tasks", nargs="+", choices=TRIALS, default=list(TRIALS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
