@@ -6,7 +6,7 @@ from pathlib import Path
 
 from recipes.claims import read_recipes
 from scripts.docs.api import api_page, rooms
-from scripts.docs.benchmarks import benchmark_table, benchmarks_page, read_reports
+from scripts.docs.benchmarks import benchmarks_page, main_table, read_reports
 from scripts.docs.markdown import ROOT, with_region
 from scripts.docs.papers import papers_page, verdict_table
 from terrazzo.provenance import write_text_atomic
@@ -27,7 +27,7 @@ def pages() -> dict[Path, str]:
     """Every generated page with the text that it should have."""
     recipes, reports = read_recipes(), read_reports()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    readme = with_region(readme, "benchmarks", benchmark_table(reports))
+    readme = with_region(readme, "benchmarks", main_table(reports))
     readme = with_region(readme, "papers", verdict_table(recipes))
     return {
         ROOT / "README.md": readme,

@@ -17,11 +17,24 @@ def read_reports(folder: Path = ROOT / "benchmarks" / "results") -> list[dict[st
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
+def main_table(reports: Sequence[dict[str, Any]]) -> str:
+    """The rows for the README: those with a floor that were run, without the parts of others (F1a, F1b of F1)."""
+    main = [
+        {**report, "rows": [row for row in report["rows"] if row["floor"] is not None and _is_main(Row(**row))]}
+        for report in reports
+    ]
+    return benchmark_table(main)
+
+
+def _is_main(row: Row) -> bool:
+    return row.measured and row.id[-1].isdigit()
+
+
 def benchmark_table(reports: Sequence[dict[str, Any]]) -> str:
     """All rows of all benchmarks, by row id."""
-    if not reports:
-        return "No benchmark has been run yet."
     rows = [(Row(**row), report["provenance"]) for report in reports for row in report["rows"]]
+    if not rows:
+        return "No benchmark has been run yet."
     rows.sort(key=lambda pair: _natural(pair[0].id))
     header = ("", "what", "beside", "floor (goal)", "measured (95 %)", "verdict", "on")
     lines = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import get_args
 
-from recipes.claims import Recipe
+from recipes.claims import Recipe, Status
 from scripts.docs.benchmarks import origin
 from scripts.docs.markdown import NOTE, table
 
@@ -39,10 +41,11 @@ def claims_table(recipe: Recipe) -> str:
 
 
 def verdict_table(recipes: Sequence[Recipe]) -> str:
-    """One line a claim, for the README."""
-    lines = [
-        (f"[{r.paper.slug}](docs/papers.md#{r.paper.slug})", c.paper, v.figure, v)
-        for r in recipes
-        for c, v in r.verdicts()
-    ]
-    return table(("paper", "its claim", "ours", "verdict"), lines) if lines else "No recipe has been run yet."
+    """One line a paper, for the README: what is taken from it, and how many of its claims fare how."""
+    lines = []
+    for recipe in recipes:
+        count = Counter(verdict.status for _, verdict in recipe.verdicts())
+        numbers = [str(count[status] or "") for status in get_args(Status)]
+        slug = recipe.paper.slug
+        lines.append((f"[{slug}](docs/papers.md#{slug})", recipe.paper.takes, *numbers))
+    return table(("paper", "what terrazzo takes from it", *get_args(Status)), lines)
