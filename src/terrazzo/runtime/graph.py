@@ -154,21 +154,25 @@ class Layout(ABC):
 
 
 class PackedLayout(Layout):
-    """Tokens end to end; see `graph_inputs` for the indices."""
+    """Tokens end to end, `(1, T, D)`; see `graph_inputs` for the indices.
+
+    The leading 1 is for OpenVINO, which takes the second dimension for channels: with two dimensions it would fold
+    scales a channel into the rounding before a product, which then runs ten times slower, apart from its neighbours.
+    """
 
     def __init__(self, config: EncoderConfig, lengths_B: Tensor, tokens_BS: Tensor, places_T: Tensor) -> None:
         super().__init__(config, lengths_B, tokens_BS.shape[1])
         self.tokens_BS, self.places_T = tokens_BS, places_T
 
     def spread(self, x: Tensor) -> Tensor:
-        return F.embedding(self.tokens_BS, x)
+        return F.embedding(self.tokens_BS, x.flatten(0, 1))
 
     def join(self, x_BSD: Tensor, select_M: Tensor | None) -> Tensor:
         places = self.places_T if select_M is None else self.places_T[select_M]
-        return F.embedding(places, x_BSD.flatten(0, 1))
+        return F.embedding(places, x_BSD.flatten(0, 1))[None]
 
     def chosen(self, x: Tensor, select_M: Tensor) -> Tensor:
-        return F.embedding(select_M, x)
+        return F.embedding(select_M, x.flatten(0, 1))[None]
 
 
 class TracedEncoder(nn.Module):
@@ -215,9 +219,10 @@ class GraphEncoder(TracedEncoder):
     ) -> Tensor:
         """Hidden states of the selected tokens, `(M, D)`."""
         table = self.embeddings.positions
-        learned = None if table is None or positions is None else table(positions + self.config.position_offset)
+        learned = None if table is None or positions is None else table(positions[None] + self.config.position_offset)
         layout = PackedLayout(self.config, lengths, tokens, places)
-        return self.layers(self.embed(ids, types, learned), layout, select)
+        x_1TD = self.embed(ids[None], None if types is None else types[None], learned)
+        return self.layers(x_1TD, layout, select).flatten(0, 1)
 
 
 class _Projections(nn.Module):
