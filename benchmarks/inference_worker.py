@@ -41,19 +41,20 @@ def opened(name: str, prepared: Path, setting: Setting) -> Contestant:
     """A contestant by its name; a folder in `prepared` is one of ours."""
     if name == SENTENCE_TRANSFORMERS:
         return SentenceTransformers(minilm())
-    if name in PADDED:
-        return Padded(PADDED[name][0], minilm(), prepared, setting)
+    peer = name.partition(",")[0]
+    if peer in PADDED:
+        return Padded(PADDED[peer][0], minilm(), prepared, setting)
     return Ours(prepared / name)
 
 
 def answer(contestant: Contestant, texts: Sequence[str], request: Mapping[str, Any]) -> dict[str, Any]:
-    """`run`: seconds of the first so many texts, wall and CPU; `vectors`: of all."""
+    """`run`: seconds, wall and CPU, of so many texts from `first`; `vectors`: of the first so many."""
     if request["do"] == "vectors":
-        return {"vectors": contestant.encode(texts).tolist()}
+        return {"vectors": contestant.encode(texts[: request["texts"]]).tolist()}
     if isinstance(contestant, Padded) and "batch" in request:
         contestant.batch = request["batch"]
     began, cpu = time.perf_counter(), time.process_time()
-    contestant.encode(texts[: request["texts"]])
+    contestant.encode(texts[request["first"] : request["first"] + request["texts"]])
     return {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
 
 

@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,6 +137,7 @@ def test_texts_are_different_and_not_empty(tmp_path):
 
 def test_the_command_measures_and_recommends(tmp_path, command_line, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(terrazzo.__file__).parents[1]))
     monkeypatch.setattr("terrazzo.tasks.export.choose", functools.partial(choose, seconds=0.1))
     folder = tiny_task_folder(tmp_path / "m", LabelTask(classes=("no", "yes")))
     texts, out = tmp_path / "texts.txt", tmp_path / "bench.json"
