@@ -147,11 +147,13 @@ def rows_of(measured: Mapping[str, Measured]) -> list[Row]:
     rows = [
         _ratio("I1", f"{what}, mean cosine to fp32 at least {CLOSE}", 1.0, 1.3, measured, close, any_peer),
         _ratio("I2", f"{what}, lossless (mean cosine at least {LOSSLESS})", 1.1, 1.4, measured, same, exact_peer),
-        _ratio("I3", f"{what}, mean cosine at least {CLOSE}", 3.0, 5.0, measured, close, SENTENCE_TRANSFORMERS),
     ]
+    if SENTENCE_TRANSFORMERS in measured:
+        metric = f"{what}, mean cosine at least {CLOSE}"
+        rows.append(_ratio("I3", metric, 3.0, 5.0, measured, close, SENTENCE_TRANSFORMERS))
     for row_id, ours, peer in (("I1a", close, COMMON["int8"]), ("I2a", same, COMMON["fp32"])):
         if peer in measured:
-            rows.append(_ratio(row_id, f"{what}, as {rows[int(row_id[1]) - 1].id}", None, None, measured, ours, peer))
+            rows.append(_ratio(row_id, f"{what}, as {row_id[:2]}", None, None, measured, ours, peer))
     for row_id, name, floor in (("I4", OURS[2], CLOSE), ("I5", OURS[1], LOSSLESS), ("I6", OURS[0], LOSSLESS)):
         if name not in measured:
             continue

@@ -139,7 +139,7 @@ def openvino_peer(file: str) -> Opener:
 
 
 #: Texts of a batch that peers are tried with.
-BATCHES = (8, 16, 32, 64)
+BATCHES = (4, 8, 16, 32, 64)
 #: The peers, and how many batches at the same time each is tried with.
 PADDED: dict[str, tuple[Opener, tuple[int, ...]]] = {
     "transformers fp32": (transformers_peer(torch.float32), (1,)),
