@@ -8,7 +8,7 @@ import torch
 
 from terrazzo.errors import InputError
 from terrazzo.tasks import Encoded
-from terrazzo.tasks.batches import by_budget, collate
+from terrazzo.tasks.batches import by_budget, by_shares, collate
 
 
 def document(*ids, **fields):
@@ -56,3 +56,18 @@ def test_the_budget_is_kept_and_every_document_comes_once():
     assert runs == [[6], [1, 4], [5, 0, 7, 3]]
     with pytest.raises(InputError, match="batch_tokens=0"):
         list(by_budget([1], 0))
+
+
+@pytest.mark.parametrize("pads", [True, False])
+def test_shares_cover_all_within_the_budget_and_shrink_for_several_streams(pads):
+    lengths = np.random.default_rng(0).integers(0, 200, 300).tolist()
+    for streams in (1, 2, 5):
+        batches = list(by_shares(lengths, 1000, streams, pads))
+        assert sorted(np.concatenate(batches)) == [i for i, length in enumerate(lengths) if length]
+        costs = [max(lengths[i] for i in b) * len(b) if pads else sum(lengths[i] for i in b) for b in batches]
+        assert max(costs) <= 1000
+        if streams > 1:
+            assert costs[0] > 800 and max(costs[-streams:]) <= 250
+    assert [b.tolist() for b in by_shares([5, 900, 0, 7], 10, 2, pads)] == [[1], [3], [0]]
+    with pytest.raises(InputError, match="batch_tokens=0"):
+        list(by_shares(lengths, 0, 2, pads))
