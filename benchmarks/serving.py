@@ -24,7 +24,7 @@ import numpy as np
 import terrazzo
 from benchmarks.result import RESULTS, Row, bootstrap_interval, write
 from benchmarks.serving_client import Checked, Load, ask_once, check, get, load, post, run
-from benchmarks.serving_models import exported, exported_heads, texts_of
+from benchmarks.serving_models import calibration, exported, exported_heads, texts_of
 from benchmarks.serving_process import Server, ours, peer
 from recipes.runner import data_root
 from recipes.tuning import minilm
@@ -128,19 +128,28 @@ def peer_check(done: Load) -> Checked:
     return Checked(lost=bad, swapped=0, deviation=0.0, statuses={"200": len(done.replies) - bad})
 
 
-def measure(folder: Path, texts: Sequence[str], rounds: int, count: int, peer_count: int) -> dict[str, list[Any]]:
-    """All sides in turns, `rounds` times: the server, `encode`, the server without batches, both forms of the peer."""
+def measure(
+    folder: Path, int8: Path, texts: Sequence[str], rounds: int, count: int, peer_count: int
+) -> dict[str, list[Any]]:
+    """All sides in turns, `rounds` times.
+
+    The server with either model, `encode`, the server without batches, both forms of the peer.
+    """
     body = {"model": folder.name, "encoding_format": "base64"}
     requests = [post("/v1/embeddings", body | {"input": text}) for text in texts]
+    requests8 = [post("/v1/embeddings", body | {"model": int8.name, "input": text}) for text in texts]
     plain = [post("/embed", {"text": text}) for text in texts]
     in_loop = [post("/embed-in-loop", {"text": text}) for text in texts]
     _, expected_ND = offline_alone(folder, texts, 0)
     checking = partial(check, expected_ND=expected_ND)
-    sides: dict[str, list[Any]] = {name: [] for name in ("server", "encode", "unbatched", "peer", "peer in loop")}
+    checking8 = partial(check, expected_ND=offline_alone(int8, texts, 0)[1])
+    names = ("server", "encode", "server int8", "unbatched", "peer", "peer in loop")
+    sides: dict[str, list[Any]] = {name: [] for name in names}
     for number in range(rounds):
         sides["server"].append(turn(ours([folder]), requests, count, checking, our_batches))
         sides["encode"].append(offline_alone(folder, texts, max(1, count // len(texts) // 2))[0])
         sides["peer"].append(turn(peer(), plain, peer_count, peer_check))
+        sides["server int8"].append(turn(ours([int8]), requests8, count, checking8, our_batches))
         one = ours([folder], "--max-batch-tokens", "1")
         sides["unbatched"].append(turn(one, requests, peer_count, checking, our_batches))
         if number < 2:
@@ -186,10 +195,16 @@ def speed_rows(sides: dict[str, list[Any]], texts: Sequence[str]) -> list[Row]:
     each = ", ".join(f"{name} {median(values):.0f}" for name, values in rates.items())
 
     def row(
-        row_id: str, metric: str, other: str, name: str, marks: tuple[float | None, float | None], note: str
+        row_id: str,
+        metric: str,
+        other: str,
+        name: str,
+        marks: tuple[float | None, float | None],
+        note: str,
+        side: str = "server",
     ) -> Row:
         scale = 100 if row_id == "S2" else 1
-        value, low, high = (scale * v for v in bootstrap_interval(rates["server"], rates[name]))
+        value, low, high = (scale * v for v in bootstrap_interval(rates[side], rates[name]))
         unit = "%" if row_id == "S2" else "x"
         floor, goal = marks
         return Row(
@@ -215,6 +230,15 @@ def speed_rows(sides: dict[str, list[Any]], texts: Sequence[str]) -> list[Row]:
             "peer in loop",
             (None, None),
             "the peer's event loop answers nothing else meanwhile",
+        ),
+        row(
+            "S1c",
+            "server, 64 clients with single texts, model exported with --precision int8, texts/s",
+            PEER,
+            "peer",
+            (None, None),
+            "the peer runs fp32",
+            side="server int8",
         ),
         row(
             "S2",
@@ -305,14 +329,16 @@ def main() -> None:
     parser.add_argument("--peer-count", type=int, default=300, help="requests of a turn of slow servers")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    texts = texts_of(data_root(options.data_root), options.texts)
+    root = data_root(options.data_root)
+    texts = texts_of(root, options.texts)
     folder = exported(minilm(), options.work / "minilm", *options.export)
+    int8 = exported(minilm(), options.work / "minilm-int8", *calibration(root, options.work))
     heads = exported_heads(options.work, *options.export)
     if options.only_export:
         return
     ready = starts(folder)
     one, four = memory(heads[:1]), memory(heads)
-    sides = measure(folder, texts, options.rounds, options.count, options.peer_count)
+    sides = measure(folder, int8, texts, options.rounds, options.count, options.peer_count)
     rows = [*speed_rows(sides, texts), *server_rows(sides["server"], ready, one, four)]
     details = {
         "texts": len(texts),

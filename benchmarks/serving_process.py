@@ -45,7 +45,7 @@ class Server:
             [sys.executable, "-m", *self.command, "--port", str(self.port)],
             stdout=self.log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
         )
         try:
             asyncio.run(self._until_ready(begin))
