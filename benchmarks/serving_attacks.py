@@ -260,6 +260,8 @@ async def replaced_under_load(
 ) -> Finding:
     """The model folder is replaced again and again while 64 clients ask; each reply is of one version, whole.
 
+    The next replacement comes once 64 replies in a row are of the version before it.
+
     Args:
         bodies: requests of several texts each.
         versions: vectors `(requests, texts, D)` of the folder at first and after every other swap.
@@ -267,10 +269,17 @@ async def replaced_under_load(
     finding = Finding(name="reload", what="replies while the model folder is replaced")
     done = Load(10**9)
     running = asyncio.create_task(load(port, bodies, 64, done.wanted, into=done))
-    for _ in range(swaps):
-        await asyncio.sleep(4)
-        swap()
-    await asyncio.sleep(4)
+    waits = []
+    for number in range(swaps + 1):
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < 60:
+            await asyncio.sleep(0.25)
+            tail = [_version(index, reply, versions) for index, reply in done.replies[-64:]]
+            if tail == [str(number % 2)] * 64:
+                break
+        waits.append(round(time.perf_counter() - begin, 2))
+        if number < swaps:
+            swap()
     done.wanted = 0
     await running
     kinds = [_version(index, reply, versions) for index, reply in done.replies]
@@ -280,6 +289,7 @@ async def replaced_under_load(
         "replies by version": dict(Counter(kinds)),
         "changes in order of arrival": changes,
         "swaps": swaps,
+        "seconds until the last reply of the version before": waits[1:],
     }
     for kind in sorted(set(kinds) - {"0", "1"}):
         finding.problems.append(f"{kinds.count(kind)} replies: {kind}")

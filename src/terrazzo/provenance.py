@@ -68,12 +68,51 @@ def hardware() -> dict[str, Any]:
     return {
         "cpu": model,
         "cpu_flags": [flag for flag in _CPU_FLAGS if flag in flags],
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": gpus,
         "cuda": torch.version.cuda if gpus else None,
     }
+
+
+def usable_cores() -> int:
+    """Cores that this process may keep busy: its affinity, and its container's quota, rounded up."""
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    cores, quota = len(os.sched_getaffinity(0)), cpu_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    return cores if quota is None else min(cores, max(1, math.ceil(quota)))
+
+
+def cpu_quota(membership: Path, root: Path) -> float | None:
+    """CPUs' worth of time that control groups grant a process, the least along its path; None without a limit.
+
+    Args:
+        membership: lines `id:controllers:path`, as in /proc/self/cgroup.
+        root: where the control groups are mounted, of either version.
+    """
+    if not membership.is_file():
+        return None
+    found = []
+    for line in membership.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        base = root if not controllers else root / "cpu" if "cpu" in controllers.split(",") else None
+        if base is not None:
+            inner = base / path.lstrip("/")
+            found += [_limit(folder) for folder in (inner, *inner.parents) if folder.is_relative_to(base)]
+    return min((limit for limit in found if limit is not None), default=None)
+
+
+def _limit(folder: Path) -> float | None:
+    """The quota of one control group: `cpu.max` of version 2, `cpu.cfs_*_us` of version 1."""
+    second, first = folder / "cpu.max", folder / "cpu.cfs_quota_us"
+    if second.is_file():
+        quota, period = second.read_text().split()
+    elif first.is_file():
+        quota, period = first.read_text().strip(), (folder / "cpu.cfs_period_us").read_text().strip()
+    else:
+        return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)
 
 
 def peak_memory_bytes() -> int:

@@ -113,6 +113,9 @@ def test_threads_of_all_libraries_keep_to_the_budget(monkeypatch):
         monkeypatch.setenv(name, "unset")
     budget_threads(Settings(threads=3))
     assert (os.environ["OMP_NUM_THREADS"], os.environ["TOKENIZERS_PARALLELISM"]) == ("3", "false")
+    monkeypatch.setattr(start, "usable_cores", lambda: 5)
+    budget_threads(Settings())
+    assert os.environ["MKL_NUM_THREADS"] == "5"
 
 
 def ask(url):

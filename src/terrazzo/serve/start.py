@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 from terrazzo.errors import InputError
+from terrazzo.provenance import usable_cores
 from terrazzo.serve.settings import Settings, names_of
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 def budget_threads(settings: Settings) -> None:
     """Hold every library to the cores that models may use, before any of them is imported."""
-    cores = settings.threads or len(os.sched_getaffinity(0))
+    cores = settings.threads or usable_cores()
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(cores)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # requests are tokenized beside each other already
 
