@@ -154,7 +154,7 @@ def rows_of(measured: Mapping[str, Measured]) -> list[Row]:
     for row_id, ours, peer in (("I1a", close, COMMON["int8"]), ("I2a", same, COMMON["fp32"])):
         if peer in measured:
             rows.append(_ratio(row_id, f"{what}, as {row_id[:2]}", None, None, measured, ours, peer))
-    for row_id, name, floor in (("I4", OURS[2], CLOSE), ("I5", OURS[1], LOSSLESS), ("I6", OURS[0], LOSSLESS)):
+    for row_id, name, floor in (("I4", OURS[2], CLOSE), ("I4a", OURS[1], LOSSLESS), ("I4b", OURS[0], LOSSLESS)):
         if name not in measured:
             continue
         one = measured[name]

@@ -187,7 +187,7 @@ def memory(folders: Sequence[Path]) -> dict[str, int]:
 
 
 def speed_rows(sides: dict[str, list[Any]], texts: Sequence[str]) -> list[Row]:
-    """S1, S2 and S7: rates beside the peer's, beside `encode`, beside one text at a time."""
+    """S1, S2, S7 and S8: rates beside the peer's, beside `encode`, beside one text at a time."""
     rates = {name: _rates(side, texts) for name, side in sides.items()}
     mean_batch = fmean(one.batch for one in sides["server"])
     client_ms = 1000 * median(one.client_cpu for one in sides["server"])
@@ -222,21 +222,21 @@ def speed_rows(sides: dict[str, list[Any]], texts: Sequence[str]) -> list[Row]:
 
     texts_note = f"texts/s, medians: {each}; the clients share the cores with the server"
     return [
-        row("S1", "server, 64 clients with single texts, texts/s", PEER, "peer", (3.0, 6.0), texts_note),
+        row("S1", "server, 64 clients with single texts, fp32, texts/s", PEER, "peer", (3.0, 6.0), texts_note),
         row(
             "S1b",
-            "server, 64 clients with single texts, texts/s",
+            "server, 64 clients with single texts, fp32, texts/s",
             PEER + ", in an `async def`",
             "peer in loop",
             (None, None),
             "the peer's event loop answers nothing else meanwhile",
         ),
         row(
-            "S1c",
-            "server, 64 clients with single texts, model exported with --precision int8, texts/s",
+            "S8",
+            "server, 64 clients with single texts, exported with --precision int8, texts/s",
             PEER,
             "peer",
-            (None, None),
+            (3.0, 6.0),
             "the peer runs fp32",
             side="server int8",
         ),

@@ -11,6 +11,7 @@ import base64
 import dataclasses
 import re
 import shutil
+import string
 import subprocess
 import sys
 import tempfile
@@ -254,19 +255,20 @@ def other_weights(work: Path) -> Path:
     return folder
 
 
-def row_of(number: int, finding: Finding) -> Row:
-    """How often something happened that should not."""
-    return Row(
-        id=f"H{number}",
-        metric=f"what went wrong of {finding.tried:,} {finding.what}",
-        peer="",
-        floor=0,
-        goal=0,
-        value=len(finding.problems),
-        unit="",
-        better="lower",
-        note=", ".join(f"{name}: {value}" for name, value in finding.details.items()),
-    )
+def rows_of(findings: Sequence[Finding]) -> list[Row]:
+    """How often something happened that should not: in all, and of each check."""
+
+    def row(row_id: str, tried: int, what: str, wrong: int, note: str) -> Row:
+        metric = f"what went wrong of {tried:,} {what}"
+        return Row(id=row_id, metric=metric, peer="", floor=0, goal=0, value=wrong, unit="", better="lower", note=note)
+
+    everything = "hostile requests and connections: " + ", ".join(finding.name for finding in findings)
+    total = row("H1", sum(f.tried for f in findings), everything, sum(len(f.problems) for f in findings), "")
+    parts = []
+    for letter, finding in zip(string.ascii_lowercase, findings, strict=False):
+        note = ", ".join(f"{name}: {value}" for name, value in finding.details.items())
+        parts.append(row(f"H1{letter}", finding.tried, finding.what, len(finding.problems), note))
+    return [total, *parts]
 
 
 def main() -> None:
@@ -300,7 +302,7 @@ def main() -> None:
             print(f"{finding.name}: {counts} {finding.details}\n    {shown}", flush=True)
     if not options.only_print:
         kept = [dataclasses.asdict(f) | {"problems": f.problems[:SHOWN]} for f in findings]
-        write("serving_hostile", [row_of(i, f) for i, f in enumerate(findings, 1)], {"findings": kept}, options.out)
+        write("serving_hostile", rows_of(findings), {"findings": kept}, options.out)
 
 
 if __name__ == "__main__":

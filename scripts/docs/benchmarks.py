@@ -83,7 +83,8 @@ def measured(row: Row) -> str:
 
 def quantity(value: float, unit: str) -> str:
     """`3.9x`, `41 %`, `0.2 s`."""
-    number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    digits = 4 if 0.99 <= abs(value) < 1 else 3
+    number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
     return f"{number}{unit}" if unit == "x" else f"{number} {unit}".rstrip()
 
 

@@ -33,7 +33,7 @@ def test_each_row_compares_the_fastest_of_those_that_agree(contest):
     assert rows["I1"].value == pytest.approx(1.5) and rows["I1"].peer.startswith("OpenVINO int8")
     assert rows["I2"].value == pytest.approx(1.2) and rows["I2"].peer.startswith("OpenVINO fp32")
     assert rows["I3"].value == pytest.approx(6.0) and rows["I3"].verdict == "reaches the goal"
-    assert rows["I4"].value == 0.997 and rows["I6"].value == 1.0
+    assert rows["I4"].value == 0.997 and rows["I4b"].value == 1.0
 
 
 def test_what_does_not_agree_is_no_result(contest):
