@@ -280,6 +280,7 @@ def test_ours_opens_in_plain_transformers(architecture, tmp_path):
         bert("tiny", VOCAB, **SMALL, norm="rms", token_types=0),
         bert("tiny", VOCAB, **SMALL, causal=True),
         modernbert("tiny", VOCAB, **SMALL, causal=True),
+        bert("tiny", VOCAB, **SMALL, kept_heads=((1,), ()), mlp_widths=(0, 3)),
     ],
 )
 @pytest.mark.parametrize("kind", [MaskedLM, Encoder])

@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from terrazzo.errors import InputError
-from terrazzo.nn import EncoderConfig, MaskedLM, bert, forward_flops, modernbert, mosaicbert, parameter_count
+from terrazzo.nn import Encoder, EncoderConfig, MaskedLM, bert, forward_flops, modernbert, mosaicbert, parameter_count
 from terrazzo.nn import cross_entropy as cross_entropy_module
 from terrazzo.nn.cross_entropy import linear_cross_entropy
 from terrazzo.packed import Packed
@@ -24,6 +25,7 @@ FAMILIES = [
     mosaicbert("tiny", 100, dropout=0.0, norm="rms", activation="silu", norm_placement="pre", final_norm=True),
     mosaicbert("tiny", 100, dropout=0.0, causal=True),
 ]
+UNEVEN = bert("tiny", 100, num_heads=4, kept_heads=((0, 3), ()), mlp_widths=(0, 7), dropout=0.0, attention_dropout=0.0)
 
 
 def masked_batch() -> Packed:
@@ -88,7 +90,32 @@ def test_loss_of_a_hopeless_label_is_finite() -> None:
     assert_close(loss, torch.tensor(2000.0))
 
 
-@pytest.mark.parametrize("config", FAMILIES[:3])
+@pytest.mark.parametrize("config", FAMILIES)
+def test_missing_heads_and_inner_units_are_those_that_would_add_nothing(config: EncoderConfig) -> None:
+    config = config.replace(num_heads=4, depth=4)
+    kept, widths = ((0, 1, 2, 3), (1, 3), (), (2,)), (8, 0, 5, config.mlp_width)
+    torch.manual_seed(0)
+    full, small = Encoder(config).eval(), Encoder(config.replace(kept_heads=kept, mlp_widths=widths)).eval()
+    state = {name: nn.init.normal_(tensor, std=0.2) for name, tensor in full.state_dict().items()}
+    shrunk = dict(state)
+    for layer, (heads, width) in enumerate(zip(kept, widths, strict=True)):
+        lost_D = torch.tensor([unit // config.head_width not in heads for unit in range(config.width)])
+        state[f"blocks.{layer}.attention.out.weight"][:, lost_D] = 0
+        state[f"blocks.{layer}.mlp.down.weight"][:, width:] = 0
+        for name, side in (("attention.qkv", 3), ("mlp.up", 2 if config.gated else 1)):
+            keep_F = ~lost_D if side == 3 else torch.arange(config.mlp_width) < width
+            for part in ("weight", "bias"):
+                if (tensor := state.get(key := f"blocks.{layer}.{name}.{part}")) is not None:
+                    shrunk[key] = tensor.unflatten(0, (side, -1))[:, keep_F].flatten(0, 1)
+        for name, keep in (("attention.out", ~lost_D), ("mlp.down", torch.arange(config.mlp_width) < width)):
+            shrunk[f"blocks.{layer}.{name}.weight"] = state[f"blocks.{layer}.{name}.weight"][:, keep]
+    small.load_state_dict(shrunk)
+    batch, select_M = masked_batch(), torch.tensor([0, 50, 105])
+    assert_close(small(batch), full(batch), rtol=1e-4, atol=1e-4)
+    assert_close(small(batch, select_M), full(batch)[select_M], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [*FAMILIES[:3], UNEVEN])
 def test_flops_equal_what_pytorch_counts_for_one_length(config: EncoderConfig) -> None:
     model = MaskedLM(config.replace(window=None), backend="reference").eval()
     batch = masked_batch().replace(lengths=(106,))
@@ -106,7 +133,7 @@ def test_causal_flops_count_the_tokens_that_are_seen(window: int | None) -> None
     assert difference == pytest.approx(4 * config.width * config.depth * (sum(seen) - sum(LENGTHS)))
 
 
-@pytest.mark.parametrize("config", FAMILIES)
+@pytest.mark.parametrize("config", [*FAMILIES, UNEVEN])
 def test_parameter_count_is_exact(config: EncoderConfig) -> None:
     assert parameter_count(config) == sum(p.numel() for p in MaskedLM(config).parameters())
 
@@ -145,5 +172,9 @@ def test_too_long_a_document_for_learned_positions_is_refused() -> None:
 def test_impossible_shapes_are_refused() -> None:
     with pytest.raises(InputError, match="width 10 is not a multiple of num_heads 3"):
         EncoderConfig(vocab_size=10, width=10, num_heads=3)
+    with pytest.raises(InputError, match="kept_heads has 1 layers, depth is 2"):
+        bert("tiny", 10, kept_heads=((0,),))
+    with pytest.raises(InputError, match="kept_heads of layer 1: .1, 0.: not some of 0 to 1, ascending"):
+        bert("tiny", 10, kept_heads=((0, 1), (1, 0)))
     with pytest.raises(InputError, match="did you mean 'small'"):
         mosaicbert("smal", 10)

@@ -37,6 +37,17 @@ def test_groups_carry_role_and_base_lr_and_hold_every_parameter_once(kind):
 
 
 @every_optimizer
+def test_layers_without_heads_or_inner_units_are_no_trouble(kind):
+    model = MaskedLM(mosaicbert("tiny", 64, width=16, num_heads=2, depth=2, kept_heads=((), (1,)), mlp_widths=(5, 0)))
+    before = copy.deepcopy(model.state_dict())
+    optimizer = OPTIMIZERS[kind]().build(model)
+    random_gradients(model)
+    optimizer.step()
+    for name, tensor in model.state_dict().items():
+        assert tensor.isfinite().all() and (not tensor.numel() or not torch.equal(tensor, before[name])), name
+
+
+@every_optimizer
 def test_state_resumes_bit_for_bit(kind, tmp_path):
     model = tiny()
     optimizer = OPTIMIZERS[kind]().build(model)

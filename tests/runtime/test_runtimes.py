@@ -23,6 +23,7 @@ CONFIGS = {
     "mosaicbert": mosaicbert("tiny", 100, window=8, **TINY),
     "bert": bert("tiny", 100, **TINY),
     "modernbert": modernbert("tiny", 100, **TINY | {"depth": 4}, window=8, causal=True, norm="rms"),
+    "uneven": mosaicbert("tiny", 100, **TINY | {"depth": 3}, kept_heads=((1,), (), (0, 1)), mlp_widths=(7, 16, 0)),
 }
 
 

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from terrazzo.nn.backends import BACKENDS, default_backend
 from terrazzo.nn.config import EncoderConfig
-from terrazzo.nn.linear import StackedLinear
+from terrazzo.nn.linear import Linear, StackedLinear
 from terrazzo.nn.positions import alibi_slopes, rotate, rotations
 from terrazzo.packed import Packed
 
 
 @dataclass
 class AttentionContext:
-    """What all layers share about one batch: plans by window and rotations by base, made on first use."""
+    """What layers share about one batch: plans by window and heads, rotations by base, made on first use."""
 
     batch: Packed
     slopes_N: Tensor | None
     backend: str
     causal: bool = False
-    _plans: dict[int | None, Any] = field(default_factory=dict)
+    _plans: dict[tuple[int | None, tuple[int, ...] | None], Any] = field(default_factory=dict)
     _rotations: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
@@ -35,11 +35,13 @@ class AttentionContext:
         slopes_N = alibi_slopes(config.num_heads) if config.positions == "alibi" else None
         return cls(batch, slopes_N, backend or default_backend(batch.device), config.causal)
 
-    def plan(self, window: int | None) -> Any:
-        """The backend's plan for layers of this window."""
-        if window not in self._plans:
-            self._plans[window] = BACKENDS[self.backend].plan(self.batch, self.slopes_N, window, self.causal)
-        return self._plans[window]
+    def plan(self, window: int | None, heads: tuple[int, ...]) -> Any:
+        """The backend's plan for layers of this window; where heads differ by their slopes, of these heads."""
+        key = (window, None if self.slopes_N is None else heads)
+        if key not in self._plans:
+            slopes = None if self.slopes_N is None else self.slopes_N[list(heads)]
+            self._plans[key] = BACKENDS[self.backend].plan(self.batch, slopes, window, self.causal)
+        return self._plans[key]
 
     def rotation(self, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
         """Cosines and sines of every token's position."""
@@ -47,31 +49,39 @@ class AttentionContext:
             self._rotations[theta] = rotations(self.batch.positions_T, head_width, theta)
         return self._rotations[theta]
 
-    def attend(self, qkv_T3NH: Tensor, window: int | None, dropout: float) -> Tensor:
-        """Attention output `(T, N * H)`."""
-        return BACKENDS[self.backend].attend(qkv_T3NH, self.plan(window), dropout)
+    def attend(self, qkv_T3NH: Tensor, window: int | None, heads: tuple[int, ...], dropout: float) -> Tensor:
+        """Attention output `(T, N * H)` of a layer with these N heads."""
+        return BACKENDS[self.backend].attend(qkv_T3NH, self.plan(window, heads), dropout)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with a fused QKV product."""
+    """Multi-head self-attention with a fused QKV product; `heads` are the layer's, by their number in a full one."""
 
     def __init__(self, config: EncoderConfig, layer: int) -> None:
         super().__init__()
-        self.qkv = StackedLinear(config.width, config.width, 3, bias=config.attention_bias)
-        self.out = nn.Linear(config.width, config.width, bias=config.attention_bias)
-        self.num_heads, self.head_width = config.num_heads, config.head_width
+        self.heads, self.head_width = config.layer_heads(layer), config.head_width
+        inner = self.num_heads * self.head_width
+        self.qkv = StackedLinear(config.width, inner, 3, bias=config.attention_bias)
+        self.out = Linear(inner, config.width, bias=config.attention_bias)
         self.window = config.layer_window(layer)
         self.theta = _layer_theta(config, layer)
         self.dropout = config.attention_dropout
 
+    @property
+    def num_heads(self) -> int:
+        """Heads that this layer has."""
+        return len(self.heads)
+
     def forward(self, x_TD: Tensor, context: AttentionContext, select_M: Tensor | None = None) -> Tensor:
         """Attend; with `select_M` the output projection runs on those tokens alone, `(M, D)`."""
+        if not self.heads:
+            return self.out(x_TD.new_empty(len(x_TD if select_M is None else select_M), 0))
         qkv_T3NH = self.qkv(x_TD).view(-1, 3, self.num_heads, self.head_width)
         if self.theta is not None:
             cos_TH, sin_TH = context.rotation(self.head_width, self.theta)
             turned = rotate(qkv_T3NH[:, :2], cos_TH, sin_TH)
             qkv_T3NH = torch.cat((turned, qkv_T3NH[:, 2:]), dim=1)
-        mixed_TD = context.attend(qkv_T3NH, self.window, self.dropout if self.training else 0.0)
+        mixed_TD = context.attend(qkv_T3NH, self.window, self.heads, self.dropout if self.training else 0.0)
         return self.out(mixed_TD if select_M is None else mixed_TD.index_select(0, select_M))
 
 

@@ -20,7 +20,7 @@ class Block(nn.Module):
     def __init__(self, config: EncoderConfig, layer: int) -> None:
         super().__init__()
         self.attention = Attention(config, layer)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, layer)
         skip_norm = config.skip_first_norm and layer == 0
         self.attention_norm = nn.Identity() if skip_norm else build_norm(config)
         self.mlp_norm = build_norm(config)

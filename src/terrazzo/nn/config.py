@@ -22,6 +22,9 @@ class EncoderConfig:
         positions: "alibi" biases attention scores by distance, "learned" adds a table of `max_len` rows to the
             embeddings, "rope" rotates queries and keys.
         position_offset: first row of the learned table that is used (RoBERTa: 2).
+        kept_heads: for each layer the heads that it has, by their number among `num_heads`; None means all. A layer
+            without heads adds its output bias alone.
+        mlp_widths: for each layer its inner width, from 0 (the output bias alone) up; None means `mlp_width`.
         causal: a token sees itself and earlier ones only, as in a decoder; for comparisons and left-to-right scores.
         window: tokens that a local layer sees, half on each side; None means every layer sees the whole document.
         global_every: with a window, layers 0, global_every, 2 * global_every, ... stay global (ModernBERT: 3).
@@ -45,6 +48,8 @@ class EncoderConfig:
     positions: Literal["alibi", "learned", "rope"] = "alibi"
     position_offset: int = 0
     max_len: int = 512
+    kept_heads: tuple[tuple[int, ...], ...] | None = None
+    mlp_widths: tuple[int, ...] | None = None
     rope_theta: float = 10_000.0
     local_rope_theta: float | None = None
     causal: bool = False
@@ -88,9 +93,23 @@ class EncoderConfig:
             raise InputError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         if self.positions == "rope" and self.head_width % 2:
             raise InputError(f"rope needs an even head width, width / num_heads is {self.head_width}")
+        self._check_layers()
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+
+    def _check_layers(self) -> None:
+        for name in ("kept_heads", "mlp_widths"):
+            if (values := getattr(self, name)) is not None and len(values) != self.depth:
+                raise InputError(f"{name} has {len(values)} layers, depth is {self.depth}")
+        for layer, heads in enumerate(self.kept_heads or ()):
+            if list(heads) != sorted(set(heads) & set(range(self.num_heads))):
+                raise InputError(
+                    f"kept_heads of layer {layer}: {heads}: not some of 0 to {self.num_heads - 1}, ascending"
+                )
+        for layer, width in enumerate(self.mlp_widths or ()):
+            if width < 0:
+                raise InputError(f"mlp_widths of layer {layer} is {width}, less than 0")
 
     @property
     def head_width(self) -> int:
@@ -101,6 +120,14 @@ class EncoderConfig:
     def padded_vocab_size(self) -> int:
         """Rows of the embedding table."""
         return -(-self.vocab_size // self.pad_vocab_to) * self.pad_vocab_to
+
+    def layer_heads(self, layer: int) -> tuple[int, ...]:
+        """The heads of block `layer`, by their number in a layer that has all."""
+        return tuple(range(self.num_heads)) if self.kept_heads is None else self.kept_heads[layer]
+
+    def layer_mlp_width(self, layer: int) -> int:
+        """The inner width of block `layer`'s MLP."""
+        return self.mlp_width if self.mlp_widths is None else self.mlp_widths[layer]
 
     def layer_window(self, layer: int) -> int | None:
         """The window of block `layer`, None where it is global."""

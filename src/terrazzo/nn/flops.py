@@ -11,18 +11,20 @@ from terrazzo.nn.config import EncoderConfig
 
 def parameter_count(config: EncoderConfig) -> int:
     """Parameters of an encoder with its masked-language-model head (biases and norms included)."""
-    width, inner = config.width, config.mlp_width
+    width = config.width
     norm = width * (2 if config.norm == "layer" and config.norm_bias else 1)
-    attention = 4 * width**2 + (4 * width if config.attention_bias else 0)
-    mlp = (3 if config.gated else 2) * width * inner
-    mlp += (inner * (2 if config.gated else 1) if config.mlp_in_bias else 0) + (width if config.mlp_out_bias else 0)
-    block = attention + mlp + 2 * norm
+    blocks = config.depth * 2 * norm
+    for layer in range(config.depth):
+        heads, inner = _inner_widths(config, layer)
+        blocks += 4 * width * heads + (3 * heads + width if config.attention_bias else 0)
+        blocks += (3 if config.gated else 2) * width * inner + (width if config.mlp_out_bias else 0)
+        blocks += inner * (2 if config.gated else 1) if config.mlp_in_bias else 0
     tables = config.padded_vocab_size + config.token_types
     tables += config.max_len + config.position_offset if config.positions == "learned" else 0
     head = width**2 + (width if config.head_dense_bias else 0) + norm
     head += config.padded_vocab_size if config.head_bias else 0
     norms = norm * (config.embedding_norm + config.final_norm - config.skip_first_norm)
-    return tables * width + norms + config.depth * block + head
+    return tables * width + norms + blocks + head
 
 
 def forward_flops(config: EncoderConfig, lengths: Sequence[int] | np.ndarray, num_masked: int | None = None) -> float:
@@ -33,12 +35,15 @@ def forward_flops(config: EncoderConfig, lengths: Sequence[int] | np.ndarray, nu
     """
     sizes = np.asarray(lengths, dtype=np.float64)
     num_tokens, width = sizes.sum(), config.width
-    mlp = (3 if config.gated else 2) * width * config.mlp_width
     tail_tokens = num_tokens if num_masked is None else num_masked
-    full_blocks = 2 * num_tokens * (config.depth - 1) * (4 * width**2 + mlp)
-    last_block = 2 * num_tokens * 3 * width**2 + 2 * tail_tokens * (width**2 + mlp)
+    blocks = 0.0
+    for layer in range(config.depth):
+        heads, inner = _inner_widths(config, layer)
+        after = tail_tokens if layer == config.depth - 1 else num_tokens
+        mlp = (3 if config.gated else 2) * inner
+        blocks += 2 * width * (num_tokens * 3 * heads + after * (heads + mlp))
     head = 0.0 if num_masked is None else 2 * num_masked * (width**2 + width * config.vocab_size)
-    return float(full_blocks + last_block + head + _attention_flops(config, sizes))
+    return float(blocks + head + _attention_flops(config, sizes))
 
 
 def training_flops(config: EncoderConfig, lengths: Sequence[int] | np.ndarray, num_masked: int) -> float:
@@ -55,5 +60,10 @@ def _attention_flops(config: EncoderConfig, sizes: np.ndarray) -> float:
             seen = most * (1 - (most - 1) / (2 * sizes))
         else:
             seen = sizes if window is None else np.minimum(sizes, window + 1)
-        total += float(4 * config.width * (sizes * seen).sum())
+        total += float(4 * _inner_widths(config, layer)[0] * (sizes * seen).sum())
     return total
+
+
+def _inner_widths(config: EncoderConfig, layer: int) -> tuple[int, int]:
+    """Of all heads of a layer together, and of its MLP."""
+    return len(config.layer_heads(layer)) * config.head_width, config.layer_mlp_width(layer)

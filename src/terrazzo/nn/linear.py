@@ -1,11 +1,21 @@
-"""Linear layers that hold several matrices of one shape in one product."""
+"""Linear layers that hold several matrices of one shape in one product, or nothing at all."""
 
 from __future__ import annotations
 
 from torch import nn
 
 
-class StackedLinear(nn.Linear):
+class Linear(nn.Linear):
+    """`nn.Linear` that may have no inputs, and then gives its bias, or no outputs."""
+
+    def reset_parameters(self) -> None:
+        if self.weight.numel():
+            super().reset_parameters()
+        elif self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class StackedLinear(Linear):
     """`stacked` projections of one input, computed as one product: (Q, K, V) or (gate, value).
 
     Methods that care about single matrices (Muon's orthogonalisation, initialisation, pruning) split the rows of

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from terrazzo.nn.activations import ACTIVATIONS
 from terrazzo.nn.config import EncoderConfig
-from terrazzo.nn.linear import StackedLinear
+from terrazzo.nn.linear import Linear, StackedLinear
 
 
 class MLP(nn.Module):
@@ -18,11 +18,11 @@ class MLP(nn.Module):
     Reference: GLU variants (arXiv 2002.05202), Eq. 6 (GEGLU) and Eq. 7 (SwiGLU).
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, layer: int) -> None:
         super().__init__()
-        stacked = 2 if config.gated else 1
-        self.up = StackedLinear(config.width, config.mlp_width, stacked, bias=config.mlp_in_bias)
-        self.down = nn.Linear(config.mlp_width, config.width, bias=config.mlp_out_bias)
+        stacked, inner = 2 if config.gated else 1, config.layer_mlp_width(layer)
+        self.up = StackedLinear(config.width, inner, stacked, bias=config.mlp_in_bias)
+        self.down = Linear(inner, config.width, bias=config.mlp_out_bias)
         self.activation = ACTIVATIONS[config.activation]
         self.gated = config.gated
 

@@ -67,7 +67,7 @@ def groups_by_role(
 class MultiTensorOptimizer(torch.optim.Optimizer):
     """An optimizer that updates a whole group at once: a subclass writes `update` and nothing else.
 
-    A parameter without gradient keeps its weights and its state.
+    A parameter without gradient keeps its weights and its state; one without elements has none.
     """
 
     @abstractmethod
@@ -86,7 +86,7 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            params = [p for p in group["params"] if p.grad is not None and p.numel()]
             if any(p.grad.is_sparse for p in params):
                 raise ValueError(f"group {group.get('name')!r} has sparse gradients: use nn.Embedding(sparse=False)")
             if params:

@@ -20,6 +20,8 @@ from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.nn.attention import Attention
 from terrazzo.nn.block import Block
+from terrazzo.nn.linear import Linear
+from terrazzo.nn.mlp import MLP
 from terrazzo.nn.norms import RMSNorm
 from terrazzo.nn.positions import alibi_slopes, rotations
 from terrazzo.packed import Packed
@@ -120,7 +122,7 @@ class Layout(ABC):
 
     def __init__(self, config: EncoderConfig, lengths_B: Tensor, size: int) -> None:
         self.config, self.lengths_B, self.size = config, lengths_B, size
-        self._biases: dict[tuple[int | None, int], Tensor] = {}
+        self._biases: dict[tuple[int | None, tuple[int, ...] | None], Tensor] = {}
         self._rotations: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
@@ -135,12 +137,12 @@ class Layout(ABC):
     def chosen(self, x: Tensor, select_M: Tensor) -> Tensor:
         """The selected values of tokens, `(M, D)`."""
 
-    def bias(self, window: int | None, num_heads: int) -> Tensor:
-        """What layers of this window add to their scores."""
-        key = (window, num_heads)
+    def bias(self, window: int | None, heads: tuple[int, ...]) -> Tensor:
+        """What layers of this window, with these heads, add to their scores."""
+        alibi = self.config.positions == "alibi"
+        key = (window, heads if alibi else None)
         if key not in self._biases:
-            alibi = self.config.positions == "alibi"
-            slopes_N = alibi_slopes(num_heads).to(self.lengths_B.device) if alibi else None
+            slopes_N = alibi_slopes(self.config.num_heads)[list(heads)].to(self.lengths_B.device) if alibi else None
             self._biases[key] = attention_bias(self.lengths_B, self.size, slopes_N, window, self.config.causal)
         return self._biases[key]
 
@@ -244,7 +246,7 @@ def _projections(block: nn.Module) -> _Projections:
 def _third(stacked: nn.Linear, number: int) -> nn.Linear:
     """A linear layer that shares a third of the rows of `stacked`."""
     weight = stacked.weight.detach().chunk(3)[number]
-    third = nn.Linear(weight.shape[1], weight.shape[0], bias=stacked.bias is not None, device="meta")
+    third = Linear(weight.shape[1], weight.shape[0], bias=stacked.bias is not None, device="meta")
     third.weight = nn.Parameter(weight, requires_grad=False)
     if stacked.bias is not None:
         third.bias = nn.Parameter(stacked.bias.detach().chunk(3)[number], requires_grad=False)
@@ -255,9 +257,9 @@ def _block(block: Block, qkv: nn.Module, x: Tensor, layout: Layout, select_M: Te
     residual = x if select_M is None else layout.chosen(x, select_M)
     if block.pre_norm:
         x = residual + _attention(block.attention, qkv, _norm(block.attention_norm, x), layout, select_M)
-        return x + block.mlp(_norm(block.mlp_norm, x))
+        return x + _mlp(block.mlp, _norm(block.mlp_norm, x))
     x = _norm(block.attention_norm, residual + _attention(block.attention, qkv, x, layout, select_M))
-    return _norm(block.mlp_norm, x + block.mlp(x))
+    return _norm(block.mlp_norm, x + _mlp(block.mlp, x))
 
 
 def _norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -268,12 +270,24 @@ def _norm(norm: nn.Module, x: Tensor) -> Tensor:
     return normed
 
 
+def _mlp(mlp: MLP, x: Tensor) -> Tensor:
+    mixed: Tensor = mlp(x) if mlp.down.in_features else _constant(mlp.down, x)
+    return mixed
+
+
+def _constant(linear: nn.Linear, x: Tensor) -> Tensor:
+    """What a layer without inputs adds; graphs have no products with nothing."""
+    return x.new_zeros(1) if linear.bias is None else linear.bias
+
+
 def _attention(attention: Attention, qkv: nn.Module, x: Tensor, layout: Layout, select_M: Tensor | None) -> Tensor:
+    if not attention.heads:
+        return _constant(attention.out, x)
     q, k, v = (_heads(layout.spread(part), attention.num_heads) for part in qkv(x))
     if attention.theta is not None:
         cos_SH, sin_SH = layout.rotation(attention.head_width, attention.theta)
         q, k = _rotate(q, cos_SH, sin_SH), _rotate(k, cos_SH, sin_SH)
-    bias = layout.bias(attention.window, attention.num_heads)
+    bias = layout.bias(attention.window, attention.heads)
     mixed_BSD = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
     out: Tensor = attention.out(layout.join(mixed_BSD, select_M))
     return out

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from terrazzo.config import config, nearest
 from terrazzo.errors import InputError
-from terrazzo.nn import Encoder, StackedLinear
+from terrazzo.nn import Encoder, EncoderConfig, StackedLinear
 
 Target = Literal["qkv", "out", "mlp"]
 
@@ -106,7 +106,7 @@ def add_lora(encoder: Encoder, options: LoraConfig) -> None:
     """
     if lora_parameters(encoder):
         raise ValueError("the encoder has adapters already: merge_lora first")
-    least = min(encoder.config.width, encoder.config.mlp_width)
+    least = _least_width(encoder.config)
     if options.rank >= least:
         raise InputError(f"lora.rank {options.rank}: the model's matrices have rank {least}; take a smaller one")
     encoder.requires_grad_(False)
@@ -115,7 +115,16 @@ def add_lora(encoder: Encoder, options: LoraConfig) -> None:
             for name in _LAYERS[target]:
                 plain = block.get_submodule(name)
                 assert isinstance(plain, nn.Linear)
+                if not plain.weight.numel():
+                    continue
                 block.set_submodule(name, LowRankLinear(plain, options))
+
+
+def _least_width(config: EncoderConfig) -> int:
+    """Of the model and of the inside of its layers, those that hold nothing aside."""
+    layers = range(config.depth)
+    heads = (len(config.layer_heads(layer)) * config.head_width for layer in layers)
+    return min(filter(None, (config.width, *heads, *map(config.layer_mlp_width, layers))))
 
 
 def merge_lora(encoder: Encoder) -> None:

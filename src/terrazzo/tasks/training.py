@@ -162,7 +162,7 @@ class TaskWorkload:
 
     def _try_loss(self, options: SupervisedConfig, encoder: EncoderConfig) -> None:
         """Have the task refuse options that it does not take, on one document and a model of hardly any width."""
-        small = encoder.replace(width=8, num_heads=1, depth=1, mlp_width=8)
+        small = encoder.replace(width=8, num_heads=1, depth=1, mlp_width=8, kept_heads=None, mlp_widths=None)
         document = min(self.train.flat, key=lambda document: len(document.ids))
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             TaskModel(Encoder(small), self.task).task_loss(collate([document]), options)

@@ -37,8 +37,9 @@ def estimate(config: EncoderConfig, device: torch.device, bf16: bool, optimizer_
     attention output, residuals, norms) and 2 (plain) or 4 (gated) inner widths.
     """
     element = 2 if bf16 else 4
-    per_layer = 11 * config.width + (4 if config.gated else 2) * config.mlp_width
-    per_token = element * (config.depth * per_layer + 8 * config.width)
+    inner = sum(map(config.layer_mlp_width, range(config.depth)))
+    layers = 11 * config.width * config.depth + (4 if config.gated else 2) * inner
+    per_token = element * (layers + 8 * config.width)
     vocabulary_gradient = 4 * config.padded_vocab_size * config.width
     logits = 3 * CHUNK_BYTES[device.type] + vocabulary_gradient
     return MemoryEstimate((8 + optimizer_bytes) * parameter_count(config), per_token, logits)
