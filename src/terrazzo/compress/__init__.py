@@ -1,0 +1,1 @@
+"""Smaller and faster models: what to cut, at which price, and the proof."""
