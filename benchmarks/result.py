@@ -61,18 +61,21 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """ "reaches the goal", "reaches the floor", "below the floor", "no floor set" or the reason it was not run."""
+        """Whether the value reaches the goal or the floor; "within the spread" where its interval does not.
+
+        Without a value the reason that it was not run.
+        """
         if self.value is None:
             return self.status
-        if self.goal is not None and self._reaches(self.goal):
-            return "reaches the goal"
-        if self.floor is None:
-            return "no floor set"
-        return "reaches the floor" if self._reaches(self.floor) else "below the floor"
+        worse = self.low if self.better == "higher" else self.high
+        for name, mark in (("goal", self.goal), ("floor", self.floor)):
+            if mark is not None and self._reaches(self.value, mark):
+                certain = worse is None or self._reaches(worse, mark)
+                return f"reaches the {name}" + ("" if certain else ", within the spread")
+        return "no floor set" if self.floor is None else "below the floor"
 
-    def _reaches(self, mark: float) -> bool:
-        assert self.value is not None
-        return self.value >= mark if self.better == "higher" else self.value <= mark
+    def _reaches(self, value: float, mark: float) -> bool:
+        return value >= mark if self.better == "higher" else value <= mark
 
 
 def bootstrap_interval(

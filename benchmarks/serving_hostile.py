@@ -259,11 +259,12 @@ def rows_of(findings: Sequence[Finding]) -> list[Row]:
     """How often something happened that should not: in all, and of each check."""
 
     def row(row_id: str, tried: int, what: str, wrong: int, note: str) -> Row:
-        metric = f"what went wrong of {tried:,} {what}"
+        metric = f"failures in {tried:,} {what}"
         return Row(id=row_id, metric=metric, peer="", floor=0, goal=0, value=wrong, unit="", better="lower", note=note)
 
-    everything = "hostile requests and connections: " + ", ".join(finding.name for finding in findings)
-    total = row("H1", sum(f.tried for f in findings), everything, sum(len(f.problems) for f in findings), "")
+    kinds = ", ".join(finding.name for finding in findings)
+    wrong = sum(len(finding.problems) for finding in findings)
+    total = row("H1", sum(f.tried for f in findings), "hostile requests and connections", wrong, kinds)
     parts = []
     for letter, finding in zip(string.ascii_lowercase, findings, strict=False):
         note = ", ".join(f"{name}: {value}" for name, value in finding.details.items())

@@ -12,19 +12,23 @@ NOT_RUN = dataclasses.replace(ROW, value=None, low=None, high=None, status="not 
 
 
 @pytest.mark.parametrize(
-    ("better", "value", "verdict"),
+    ("better", "low", "value", "high", "verdict"),
     [
-        ("higher", 1.9, "below the floor"),
-        ("higher", 2.0, "reaches the floor"),
-        ("higher", 3.0, "reaches the goal"),
-        ("lower", 3.1, "reaches the floor"),
-        ("lower", 4.1, "below the floor"),
-        ("lower", 2.9, "reaches the goal"),
+        ("higher", 1.8, 1.9, 2.1, "below the floor"),
+        ("higher", 1.9, 2.0, 2.1, "reaches the floor, within the spread"),
+        ("higher", 2.0, 2.5, 3.1, "reaches the floor"),
+        ("higher", 2.9, 3.0, 3.1, "reaches the goal, within the spread"),
+        ("higher", None, 3.0, None, "reaches the goal"),
+        ("lower", 2.9, 3.1, 4.0, "reaches the floor"),
+        ("lower", 3.9, 4.0, 4.1, "reaches the floor, within the spread"),
+        ("lower", 3.9, 4.1, 4.2, "below the floor"),
+        ("lower", 2.8, 2.9, 3.0, "reaches the goal"),
     ],
 )
-def test_verdict_knows_which_way_is_good(better, value, verdict):
+def test_verdict_knows_which_way_is_good_and_what_is_certain(better, low, value, high, verdict):
     floor = 2.0 if better == "higher" else 4.0
-    assert dataclasses.replace(ROW, better=better, floor=floor, value=value).verdict == verdict
+    row = dataclasses.replace(ROW, better=better, floor=floor, low=low, value=value, high=high)
+    assert row.verdict == verdict
 
 
 def test_a_row_is_either_measured_or_says_why_not():
