@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -97,11 +99,32 @@ def test_learned_positions_limit_the_length(tmp_path):
         model.encode(TEXTS, max_len=9)
 
 
-def test_no_texts_and_texts_without_tokens(model, tmp_path):
+def test_no_texts(model):
     assert model.encode([]).shape == (0, 32)
-    bare = terrazzo.load(folder(tmp_path / "bare", framed=False))
-    vectors = bare.encode(["", "cat"])
-    assert not vectors[0].any() and vectors[1].any()
+
+
+def test_a_tokenizer_that_frames_nothing_gets_the_frame_that_the_server_gives(model, tmp_path):
+    bare = Tokenizer.from_file(str(tokenizer_file(tmp_path / "bare.json", framed=False)))
+    assert bare.num_special_tokens_to_add(is_pair=False) == 0
+    np.testing.assert_array_equal(Model(model.network, bare).encode(TEXTS), model.encode(TEXTS))
+    with pytest.raises(InputError, match="max_len=2: a text needs at least 3"):
+        Model(model.network, bare).encode(TEXTS, max_len=2)
+
+
+def test_threads_with_limits_of_their_own_do_not_cut_for_each_other(model):
+    texts = [f"{text} the dog ran on a mat" for text in TEXTS] * 8
+    expected = {max_len: model.encode(texts, max_len=max_len) for max_len in (4, 7)}
+
+    def differs(max_len):
+        return float(np.abs(model.encode(texts, max_len=max_len) - expected[max_len]).max())
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert max(pool.map(differs, (4, 7) * 24)) < 1e-5
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from terrazzo.checkpoint import load_model, load_tokenizer
 from terrazzo.config import nearest
-from terrazzo.data import SpecialTokens, encodable
+from terrazzo.data import SpecialTokens
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig, MaskedLM
 from terrazzo.nn.backends import BACKENDS
@@ -32,6 +32,7 @@ from terrazzo.tasks.model import (
     model_folder,
 )
 from terrazzo.tasks.predict import Predictor, Row
+from terrazzo.tasks.texts import encode_alone, frame
 
 #: Texts tokenized at a time, so that a long list never exists in tokenized form beside its ids.
 _TEXTS_AT_A_TIME = 2048
@@ -153,10 +154,8 @@ class Model:
         chunks = self._tokenized(texts, self._checked_max_len(max_len))
         vectors, row = np.zeros((len(texts), self.config.width), dtype=np.float32), 0
         for values in run_chunks(self.runtime, chunks, embed(pooling, normalize), batch_tokens):
-            for vector in values:
-                if vector is not None:
-                    vectors[row] = vector
-                row += 1
+            vectors[row : row + len(values)] = values
+            row += len(values)
         return vectors
 
     def fill_mask(self, text: str, top_k: int = 5) -> list[list[Prediction]]:
@@ -205,13 +204,10 @@ class Model:
 
     def _tokenized(self, texts: list[str], max_len: int) -> Iterator[list[Encoded]]:
         for first in range(0, len(texts), _TEXTS_AT_A_TIME):
-            self.tokenizer.enable_truncation(max_len)
-            encodings = self.tokenizer.encode_batch_fast(texts[first : first + _TEXTS_AT_A_TIME])
-            self.tokenizer.no_truncation()  # a task cuts in its own way
-            yield [Encoded(ids=np.asarray(encoding.ids, dtype=np.int64)) for encoding in encodings]
+            yield encode_alone(self.tokenizer, texts[first : first + _TEXTS_AT_A_TIME], max_len)
 
     def _checked_max_len(self, max_len: int | None) -> int:
-        least = self.tokenizer.num_special_tokens_to_add(is_pair=False) + 1
+        least = frame(self.tokenizer, pair=False).num_special + 1
         wanted = self.config.max_len if max_len is None else max_len
         if wanted < least:
             raise InputError(f"max_len={wanted}: a text needs at least {least} tokens with its special ones")
@@ -227,4 +223,4 @@ def _checked(texts: Sequence[str]) -> list[str]:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"text {index} is {type(text).__name__} {text!r}: every text must be a string")
-    return [encodable(text) for text in texts]
+    return texts

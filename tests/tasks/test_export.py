@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 
 import terrazzo
 from terrazzo.checkpoint import save_model
@@ -166,6 +167,13 @@ def test_texts_that_judge_set_no_ranges(model, texts) -> None:
         assert not judging & {document.ids.tobytes() for document in found.setting}
         assert max(batch.max_len for batch in found.set_batches) <= 48
         assert all(batch.num_documents == 1 for batch in found.set_batches)
+
+
+def test_calibration_reads_texts_as_encode_does(model, texts) -> None:
+    tokenizer = terrazzo.load(model).tokenizer
+    framed = [document.ids.tolist() for document in read_calibration(texts, tokenizer, 48).judging]
+    tokenizer.post_processor = processors.Sequence([])
+    assert [document.ids.tolist() for document in read_calibration(texts, tokenizer, 48).judging] == framed
 
 
 def test_answers_that_are_alike() -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from terrazzo.data.tokenizer import encodable
 from terrazzo.errors import InputError
 from terrazzo.packed import Packed
 from terrazzo.runtime.quantise import LEAST_TEXTS
 from terrazzo.tasks.batches import by_budget, collate
 from terrazzo.tasks.rows import read_examples
 from terrazzo.tasks.task import BadRow, Encoded, Example, Result, Task
+from terrazzo.tasks.texts import encode_alone
 
 #: Rows that judge and rows that set the ranges, at most; and the tokens of the latter.
 MOST_JUDGING, MOST_SETTING, MOST_TOKENS = 256, 300, 40_000
@@ -70,7 +70,11 @@ def read_calibration(
     examples = read_examples(file, "label" if task is None else task.kind, fields, labelled=False)
     random.Random(0).shuffle(examples)
     asked = [dataclasses.replace(row, target=None) for row in examples[: 4 * (MOST_JUDGING + MOST_SETTING)]]
-    encoded = _texts(asked, tokenizer, max_len) if task is None else task.encode_many(asked, tokenizer, max_len)
+    encoded: Sequence[list[Encoded] | BadRow]
+    if task is None:
+        encoded = [[document] for document in encode_alone(tokenizer, [row.text for row in asked], max_len)]
+    else:
+        encoded = task.encode_many(asked, tokenizer, max_len)
     different: dict[bytes, tuple[Example, list[Encoded]]] = {}
     for row, documents in zip(asked, encoded, strict=True):
         if not isinstance(documents, BadRow):
@@ -116,13 +120,6 @@ def _same(one: Result, other: Result, tolerance: float) -> float:
 
 def _texts_of(result: Result) -> list[tuple[str, str]]:
     return [(span.label, span.text) for span in result.spans or ()]
-
-
-def _texts(rows: Sequence[Example], tokenizer: Tokenizer, max_len: int) -> list[list[Encoded]]:
-    tokenizer.enable_truncation(max_len)
-    found = tokenizer.encode_batch_fast([encodable(row.text) for row in rows])
-    tokenizer.no_truncation()
-    return [[Encoded(ids=np.asarray(encoding.ids, dtype=np.int64))] for encoding in found]
 
 
 def _tokens(documents: Sequence[Encoded]) -> Packed:

@@ -58,6 +58,8 @@ def frame(tokenizer: Tokenizer, pair: bool) -> Frame:
     ids, types = np.array(probe.ids), np.array(probe.type_ids)
     first = np.flatnonzero(owner == 0)
     second = np.flatnonzero(owner == 1) if pair else first[-1:]
+    if not len(first) or not len(second):  # a vocabulary without "a" and without an unknown token
+        return _bert_frame(tokenizer, pair)
     before, between, after = slice(0, first[0]), slice(first[-1] + 1, second[0]), slice(second[-1] + 1, None)
     if not len(ids[before]) or not len(ids[after]) or (pair and not len(ids[between])):
         return _bert_frame(tokenizer, pair)
@@ -138,6 +140,18 @@ def encode_texts(
         cut = len(first) - keep + len(second) - keep_second
         result.append(CutText(ids, types, cut, empty=not first or (pair and not second)))
     return result
+
+
+def encode_alone(tokenizer: Tokenizer, texts: Sequence[str], max_len: int) -> list[Encoded]:
+    """Each text as a document of at most `max_len` tokens: what `encode`, the server and calibration give a model.
+
+    It changes nothing in the tokenizer, so several threads may share one.
+
+    Raises:
+        InputError: `max_len` leaves no room for text.
+    """
+    cut = encode_texts(tokenizer, texts, [None] * len(texts), max_len)
+    return [Encoded(ids=text.ids, token_types=text.token_types, truncated=text.truncated) for text in cut]
 
 
 def encode_rows(
