@@ -104,6 +104,8 @@ def test_candidates_that_cannot_be_opened_are_left_out(tmp_path) -> None:
     openers = Openers(a=(0, 5)) | {"b": broken}
     choice = chosen(openers, tmp_path / "m.json").choice
     assert (choice.runtime, choice.left_out) == ("a", {"b": "no such package"})
+    of_another_model = chosen(Openers(a=(0, 60), b=(0, 5)), tmp_path / "m.json")
+    assert (of_another_model.choice.runtime, of_another_model.choice.left_out) == ("b", {}), "its weights may do"
     with pytest.raises(InputError, match="no such package"):
         chosen({"b": broken}, tmp_path / "m.json")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from terrazzo.errors import InputError
+from terrazzo.errors import InputError, RunError
 from terrazzo.nn import Encoder, bert, modernbert, mosaicbert
 from terrazzo.packed import Packed
 from terrazzo.runtime import OnnxRuntime, OpenVinoRuntime, quantise_onnx, save_openvino, to_onnx, to_openvino
@@ -104,6 +105,16 @@ def test_files_that_are_no_graphs_are_refused(kind: type[OpenVinoRuntime | OnnxR
     (tmp_path / "encoder.xml").write_text("<net>")
     with pytest.raises(InputError, match="encoder.xml: .* does not read it"):
         kind.open(tmp_path / "encoder.xml", CONFIGS["bert"])
+
+
+def test_a_full_disk_is_told_with_the_path(tmp_path: Path) -> None:
+    model, limits = to_openvino(Encoder(CONFIGS["bert"])), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(RunError, match="encoder.xml: OpenVINO cannot write it, with .* MB free there"):
+            save_openvino(model, tmp_path / "encoder.xml")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("package", ["openvino", "onnx"])

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from terrazzo.errors import InputError
 from terrazzo.nn import Encoder
 from terrazzo.packed import Packed
 from terrazzo.runtime.agreement import Agreement, Judge
@@ -22,7 +19,7 @@ from terrazzo.runtime.choice import Opener
 from terrazzo.runtime.contract import Precision, Runtime, TorchRuntime
 from terrazzo.runtime.folder import GRAPHS, RuntimeName
 from terrazzo.runtime.machine import Machine, this_machine
-from terrazzo.runtime.onnx import OnnxRuntime, quantise_onnx, to_onnx
+from terrazzo.runtime.onnx import OnnxRuntime, to_onnx
 from terrazzo.runtime.openvino import OpenVinoRuntime, save_openvino, to_openvino
 from terrazzo.runtime.quantise import Target, quantise
 
@@ -30,7 +27,7 @@ from terrazzo.runtime.quantise import Target, quantise
 RUNTIMES: dict[Precision, tuple[RuntimeName, ...]] = {
     "fp32": ("torch", "openvino", "onnx"),
     "bf16": ("torch", "openvino"),
-    "int8": ("openvino", "onnx"),
+    "int8": ("openvino",),
 }
 #: The packages that making a graph needs, where PyTorch is not enough.
 PACKAGES: dict[tuple[RuntimeName, Precision], tuple[str, ...]] = {
@@ -40,7 +37,6 @@ PACKAGES: dict[tuple[RuntimeName, Precision], tuple[str, ...]] = {
     ("openvino", "bf16"): ("openvino",),
     ("openvino", "int8"): ("openvino", "nncf"),
     ("onnx", "fp32"): ("onnx", "onnxruntime"),
-    ("onnx", "int8"): ("onnx", "onnxruntime"),
 }
 #: Documents that rank the parts of an int8 graph by what each costs.
 _RANKING = 32
@@ -134,30 +130,10 @@ class Builder:
         return Built(runtime="openvino", open=self._opener(open_graph), **cast(Mapping[str, Any], found))
 
     def _onnx(self) -> Built:
-        graph, config, half_range = self.folder / GRAPHS["onnx"][0], self.encoder.config, False
+        graph = self.folder / GRAPHS["onnx"][0]
         to_onnx(self.encoder, graph)
-        if self.precision == "int8":
-            half_range = not self.machine.has_int8
-            with _unadvised():
-                quantise_onnx(graph, graph, reduce_range=half_range)
-        opener = self._opener(functools.partial(OnnxRuntime.open, graph, config, self.precision))
-        agreement = self.judge(opener(None)) if self.precision == "int8" else None
-        if agreement is not None and not agreement.reaches(self.target.cosine, self.target.answers):
-            raise InputError(
-                f"int8 of onnx misses its target: {agreement}; take --runtime openvino or --precision fp32"
-            )
-        return Built(runtime="onnx", open=opener, agreement=agreement, half_range=half_range)
+        open_graph = functools.partial(OnnxRuntime.open, graph, self.encoder.config, self.precision)
+        return Built(runtime="onnx", open=self._opener(open_graph))
 
     def _opener(self, open_graph: Callable[..., Runtime]) -> Opener:
         return lambda streams: open_graph(streams=streams, threads=self.machine.cores)
-
-
-@contextlib.contextmanager
-def _unadvised() -> Iterator[None]:
-    """Without warnings on the log, of which ONNX Runtime has one for every model that is quantised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

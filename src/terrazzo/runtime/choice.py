@@ -75,6 +75,8 @@ def choose(
 ) -> Chosen:
     """The fastest of some runtimes for a shape of model, at its best batch and number of streams.
 
+    It is remembered where every candidate could be opened: why one could not may lie in this model's weights.
+
     Args:
         candidates: by name, each opened with a number of streams; one that raises InputError is left out.
         seconds: roughly, of measuring; None is `SECONDS`.
@@ -87,10 +89,11 @@ def choose(
     machine, memory = machine or this_machine(), memory or memory_file()
     key = choice_key(machine, shape, precision, tuple(candidates))
     known = _remembered(memory).get(key)
-    if known is not None:
+    if known is not None and not known.left_out:
         return Chosen(choice=known, remembered=True)
     choice = measure(candidates, shape, machine.cores, SECONDS if seconds is None else seconds)
-    _remember(memory, key, choice)
+    if not choice.left_out:
+        _remember(memory, key, choice)
     return Chosen(choice=choice, remembered=False)
 
 

@@ -1,13 +1,16 @@
-"""Encoders in ONNX Runtime: one portable file, in fp32 or with int8 weights.
+"""Encoders in ONNX Runtime: one portable file.
 
 Shapes: T packed tokens, B documents, S padded length, D width, M selected tokens.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,9 @@ def to_onnx(encoder: Encoder, path: str | Path) -> None:
 def quantise_onnx(source: str | Path, path: str | Path, reduce_range: bool = False) -> None:
     """Write the graph of `source` with int8 weights, one scale a channel; activations are quantised as they come.
 
+    For comparisons alone: the range of activations is that of all tokens of a batch, so what a text gets depends on the
+    texts beside it, which no model that `export` makes may do.
+
     Args:
         reduce_range: weights of 7 bits, for CPUs without VNNI, whose 16-bit sums would saturate.
 
@@ -74,7 +80,7 @@ def quantise_onnx(source: str | Path, path: str | Path, reduce_range: bool = Fal
     _import("onnxruntime", "export")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
+    with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder, _unadvised():
         quantize_dynamic(
             source,
             Path(folder) / "q.onnx",
@@ -140,6 +146,17 @@ class OnnxRuntime:
         """
         (hidden_MD,) = self.session.run(["hidden"], graph_inputs(batch, self.config, select_M))
         return torch.from_numpy(hidden_MD)
+
+
+@contextlib.contextmanager
+def _unadvised() -> Iterator[None]:
+    """Without warnings on the log, of which ONNX Runtime has one for every model that is quantised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _import(name: str, extra: str) -> Any:

@@ -6,6 +6,7 @@ Shapes: T packed tokens, B documents, S padded length, D width, M selected token
 from __future__ import annotations
 
 import queue
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from terrazzo.errors import InputError
+from terrazzo.errors import InputError, RunError
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.packed import Packed
 from terrazzo.runtime.contract import Precision
@@ -65,8 +66,19 @@ def to_openvino(encoder: Encoder) -> openvino.Model:
 
 
 def save_openvino(model: openvino.Model, path: str | Path) -> None:
-    """Write `path` (.xml) and the weights beside it (.bin), in the precision that they have."""
-    import_openvino().save_model(model, path, compress_to_fp16=False)
+    """Write `path` (.xml) and the weights beside it (.bin), in the precision that they have.
+
+    Raises:
+        RunError: they cannot be written.
+    """
+    try:
+        import_openvino().save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # OpenVINO's, which does not say why
+        free = shutil.disk_usage(Path(path).parent).free
+        raise RunError(
+            f"{path}: OpenVINO cannot write it, with {free / 1e6:,.0f} MB free there: free some space, or name another "
+            f"folder, and start the same command again ({' '.join(str(error).split())})"
+        ) from None
 
 
 class OpenVinoRuntime:
