@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from terrazzo.config import nearest
 from terrazzo.errors import InputError
 from terrazzo.serve.engine import Draining, QueueFull
-from terrazzo.serve.models import CannotDo, TooLong, UnknownModel
+from terrazzo.serve.models import CannotDo, TooLong, TooManyGuesses, UnknownModel
 
 log = logging.getLogger("terrazzo.serve")
 
@@ -90,6 +90,8 @@ def api_error(error: Exception) -> ApiError:
         return ApiError(400, str(error), param="model", code="model_cannot_do")
     if isinstance(error, TooLong):
         return ApiError(422, str(error), param=f"input.{error.index}", code="too_long")
+    if isinstance(error, TooManyGuesses):
+        return ApiError(422, str(error), param="top_k", code="too_many_guesses")
     if isinstance(error, InputError):
         return ApiError(422, str(error))
     log.error("a request failed", exc_info=error)

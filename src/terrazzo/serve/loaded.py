@@ -36,7 +36,7 @@ from terrazzo.serve.engine import BatchStats, Engine
 from terrazzo.serve.inputs import encode_inputs
 from terrazzo.serve.settings import Settings
 from terrazzo.tasks import Task
-from terrazzo.tasks.forward import Forward, answer, embed, fill, run
+from terrazzo.tasks.forward import Forward, answer, embed, guess, run
 from terrazzo.tasks.label import LabelTask
 from terrazzo.tasks.model import is_task_folder, load_task_head, model_fingerprint, model_folder
 from terrazzo.tasks.multi import MultiTask
@@ -76,7 +76,7 @@ class Loaded:
     Args:
         tokenizer: gives model-ready ids, special tokens included.
         head: of the task, where there is one.
-        fill: the forward that fills masks with so many candidates each, where there is a masked-language-model head.
+        fill: the forward that guesses so many candidates for each mask, where there is a masked-language-model head.
         mask_id: id of the mask token, -1 without.
         fingerprint: of weights, architecture and tokenizer; signature: what tells that the folder was replaced.
         canary: embedding `(D,)` of a fixed text.
@@ -296,7 +296,7 @@ def fill_of(model: Model, folder: Path, runtime: Runtime) -> Callable[[int], For
         network.encoder = runtime.encoder
     else:
         own_memory(network)
-    return functools.cache(functools.partial(fill, network, model.tokenizer))
+    return functools.cache(functools.partial(guess, network))
 
 
 def warm_up(model: Model, path: Path, several: bool) -> np.ndarray:

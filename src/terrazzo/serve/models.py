@@ -13,7 +13,7 @@ from terrazzo.errors import InputError
 from terrazzo.serve.engine import BatchStats
 from terrazzo.serve.inputs import Tokenized, TooLong, Truncate, Usage
 from terrazzo.serve.loaded import Encoders, Loaded, Signature, load_folder, signature
-from terrazzo.serve.served import CannotDo, Limits, Served
+from terrazzo.serve.served import CannotDo, Limits, Served, TooManyGuesses
 from terrazzo.serve.settings import Settings, names_of
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Served",
     "Tokenized",
     "TooLong",
+    "TooManyGuesses",
     "Truncate",
     "UnknownModel",
     "Usage",

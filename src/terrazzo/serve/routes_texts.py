@@ -17,13 +17,7 @@ async def fill_mask(here: Here, body: FillMask) -> dict[str, Any]:
     texts = as_list(body.input)
     here.check_count(len(texts), "input")
     filled, usage = await model.fill_mask(texts, top_k=body.top_k, truncate=body.truncate)
-    data = [
-        {
-            "index": i,
-            "masks": [[{"token": p.token, "id": p.id, "probability": p.probability} for p in m] for m in masks],
-        }
-        for i, masks in enumerate(filled)
-    ]
+    data = [{"index": index, "masks": masks} for index, masks in enumerate(filled)]
     return {"object": "list", "data": data, "model": model.name, "usage": here.usage(model, usage)}
 
 

@@ -22,7 +22,7 @@ from terrazzo.serve.engine import Engine
 from terrazzo.serve.inputs import Tokenized, Truncate, Usage, encode_inputs, refuse_long, tokenize, usage_of
 from terrazzo.serve.loaded import Loaded
 from terrazzo.tasks import BadRow, Encoded, Example, Result, Task
-from terrazzo.tasks.forward import Forward, Pooling, Prediction, embed
+from terrazzo.tasks.forward import Forward, Pooling, Prediction, embed, predictions
 from terrazzo.tasks.label import LabelTask
 from terrazzo.tasks.predict import as_example
 from terrazzo.tasks.regression import RegressionTask
@@ -30,6 +30,8 @@ from terrazzo.tasks.regression import RegressionTask
 T = TypeVar("T")
 #: Characters that are tokenized where they are; more go to a thread.
 _TINY = 2000
+#: Guesses of one request: masks, times candidates for each.
+MAX_GUESSES = 100_000
 
 #: One forward for each way of pooling, so that requests of all models on an encoder share its batches.
 embedding: Callable[[Pooling, bool], Forward] = functools.cache(embed)
@@ -37,6 +39,10 @@ embedding: Callable[[Pooling, bool], Forward] = functools.cache(embed)
 
 class CannotDo(InputError):
     """The model has no head for what was asked."""
+
+
+class TooManyGuesses(InputError):
+    """More candidates for more masks than one request may ask for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +187,7 @@ class Served:
 
         Raises:
             CannotDo: the model has no masked-language-model head. InputError: a text without a mask.
-                TooLong, QueueFull, Draining.
+                TooManyGuesses: masks times `top_k`. TooLong, QueueFull, Draining.
         """
         with self._using() as loaded:
             if loaded.fill is None:
@@ -190,7 +196,10 @@ class Served:
                 )
             rows = await self._inputs(loaded, texts, truncate)
             masked = [_masked(document, index, loaded) for index, (document,) in enumerate(rows)]
-            return await loaded.engine.submit(loaded.fill(top_k), masked), usage_of(rows)
+            top_k = min(top_k, loaded.config.vocab_size)
+            count = _checked_guesses(masked, top_k)
+            guesses = await loaded.engine.submit(loaded.fill(top_k), masked)
+            return await _beside(count, predictions, guesses, loaded.tokenizer), usage_of(rows)
 
     async def tokenize(self, texts: Sequence[str], *, special: bool = True) -> list[Tokenized]:
         """The tokens of each text, uncut, with or without special tokens around them."""
@@ -269,6 +278,17 @@ def _masked(document: Encoded, index: int, loaded: Loaded) -> Encoded:
         name = loaded.tokenizer.id_to_token(loaded.mask_id)
         raise InputError(f"text {index} has no {name} in its first {len(document.ids)} tokens: write it where to guess")
     return Encoded(ids=document.ids, token_types=document.token_types, positions=positions)
+
+
+def _checked_guesses(masked: Sequence[Encoded], top_k: int) -> int:
+    """How many guesses are asked for."""
+    masks = sum(len(document.positions) for document in masked if document.positions is not None)
+    if masks * top_k > MAX_GUESSES:
+        raise TooManyGuesses(
+            f"{masks:,} masks with {top_k:,} guesses each: a request may ask for {MAX_GUESSES:,} guesses in all; "
+            "ask for fewer with top_k, or send several requests"
+        )
+    return masks * top_k
 
 
 def _listed(abilities: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Documents through an encoder and out of a head: the one path of `encode`, `predict` and the server.
 
-Shapes: T packed tokens, B documents, D width, M masked tokens, V vocabulary.
+Shapes: T packed tokens, B documents, D width, M masked tokens, K guesses for each, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ EncoderLike = Callable[..., Tensor]
 Forward = Callable[[EncoderLike, Packed], Sequence[Any]]
 Pooling = Literal["mean", "cls", "max"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "max")
+#: Logits that exist at a time while masks are filled: 16 MB.
+_LOGITS = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,18 @@ class Prediction:
     token: str
     id: int
     probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guesses:
+    """What the masked tokens of one document could be, the likeliest first.
+
+    Args:
+        ids_MK: int64; probabilities_MK: float32.
+    """
+
+    ids_MK: np.ndarray
+    probabilities_MK: np.ndarray
 
 
 def embed(pooling: Pooling = "mean", normalize: bool = False) -> Forward:
@@ -66,19 +80,47 @@ def answer(model: TaskModel) -> Forward:
 
 def fill(model: MaskedLM, tokenizer: Tokenizer, top_k: int) -> Forward:
     """The `top_k` likeliest tokens at each of a document's `positions`, best first: a list of lists a document."""
+    guesses = guess(model, top_k)
 
     def forward(encoder: EncoderLike, batch: Packed) -> Sequence[list[list[Prediction]]]:
-        assert batch.masked_M is not None, "no document says where its masks are"
-        logits_MV = model.logits(encoder(batch, batch.masked_M)).float()
-        best = logits_MV.softmax(-1).topk(min(top_k, model.config.vocab_size))
-        found = [
-            [Prediction(token=tokenizer.decode([i]), id=i, probability=p) for p, i in zip(*pair, strict=True)]
-            for pair in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
-        ends = torch.searchsorted(batch.masked_M, batch.cu_seqlens[1:].long()).tolist()
-        return [found[first:last] for first, last in zip([0, *ends], ends, strict=False)]
+        return predictions(guesses(encoder, batch), tokenizer)
 
     return forward
+
+
+def guess(model: MaskedLM, top_k: int) -> Forward:
+    """The `Guesses` of each document, `top_k` at each of its `positions`, or all there are; not yet as text."""
+    top_k = min(top_k, model.config.vocab_size)
+    rows = max(1, _LOGITS // model.config.vocab_size)
+
+    def forward(encoder: EncoderLike, batch: Packed) -> Sequence[Guesses]:
+        assert batch.masked_M is not None, "no document says where its masks are"
+        best = [
+            model.logits(hidden_MD).float().softmax(-1).topk(top_k)
+            for hidden_MD in encoder(batch, batch.masked_M).split(rows)
+        ]
+        ids_MK = torch.cat([part.indices for part in best]).cpu().numpy()
+        probabilities_MK = torch.cat([part.values for part in best]).cpu().numpy()
+        ends = torch.searchsorted(batch.masked_M, batch.cu_seqlens[1:].long()).tolist()
+        return [
+            Guesses(ids_MK=ids_MK[first:last], probabilities_MK=probabilities_MK[first:last])
+            for first, last in zip([0, *ends], ends, strict=False)
+        ]
+
+    return forward
+
+
+def predictions(documents: Sequence[Guesses], tokenizer: Tokenizer) -> list[list[list[Prediction]]]:
+    """Guesses as text, documents x masks x guesses; each token is decoded once."""
+    used = np.unique(np.concatenate([one.ids_MK.ravel() for one in documents])).tolist() if documents else []
+    tokens = dict(zip(used, tokenizer.decode_batch([[token] for token in used]), strict=True))
+    return [
+        [
+            [Prediction(token=tokens[i], id=i, probability=p) for i, p in zip(*mask, strict=True)]
+            for mask in zip(one.ids_MK.tolist(), one.probabilities_MK.tolist(), strict=True)
+        ]
+        for one in documents
+    ]
 
 
 @torch.inference_mode()
