@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import logging
 import socket
 
 import pytest
@@ -108,3 +110,42 @@ def test_a_large_body_in_one_piece_with_its_headers_is_no_large_header():
             assert answer.count(b"HTTP/1.1 200 ") == 2
 
     asyncio.run(check())
+
+
+NO_HTTP = {
+    "no method": b"FOO / HTTP/1.1\r\nhost: here\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
+    "two lengths": GOOD.replace(b"content-length: 2", b"content-length: 2\r\ncontent-length: 3"),
+    "no path": b"CONNECT here:80 HTTP/1.1\r\nhost: here\r\n\r\n",
+    "a long path": b"GET /" + b"a" * 80_000 + b" HTTP/1.1\r\nhost: here\r\n\r\n",
+    "a WebSocket": GOOD[:-2] + b"connection: keep-alive, Upgrade\r\nupgrade: WebSocket\r\n\r\n{}",
+    "half a WebSocket": b"GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\ncontent-length: 9\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("request_", NO_HTTP.values(), ids=NO_HTTP)
+def test_what_is_no_plain_http_is_answered_as_all_errors_are(request_):
+    async def check():
+        async with serving() as port:
+            answer, closed = await said(port, request_)
+            head, _, body = answer.partition(b"\r\n\r\n")
+            status = 431 if len(request_) > 80_000 else 400
+            assert closed and head.startswith(f"HTTP/1.1 {status} ".encode()), answer
+            assert b"content-type: application/json" in head
+            error = json.loads(body)["error"]
+            assert set(error) == {"message", "type", "param", "code"}
+            assert error["code"] == ("headers_too_large" if status == 431 else "bad_request")
+
+    asyncio.run(check())
+
+
+def test_an_offer_of_http_2_is_passed_over_in_silence(caplog):
+    async def check():
+        async with serving() as port:
+            offer = GOOD[:-2] + b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AA\r\n\r\n{}"
+            answer, closed = await said(port, offer, offer, pause=0.25)
+            assert answer.count(b"HTTP/1.1 200 ") == 2 and not closed
+
+    with caplog.at_level(logging.WARNING, "uvicorn.error"):
+        asyncio.run(check())
+    assert not caplog.records

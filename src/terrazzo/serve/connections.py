@@ -1,4 +1,4 @@
-"""Connections whose headers come too slowly, or never end, are closed; uvicorn by itself waits for ever."""
+"""Connections whose headers come too slowly, or never end, are closed; what is no HTTP is told so as all errors are."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ HEADER_SECONDS = 30.0
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection with an end to its patience: 408 after `HEADER_SECONDS`, 431 when headers go on and on."""
+    """uvicorn's connection with an end to its patience: 408 after `HEADER_SECONDS`, 431 when headers go on and on.
 
+    WebSockets are refused; other upgrades that a client offers are passed over, and its request answered.
+    """
+
+    url = b""
     _due: asyncio.TimerHandle | None = None
     _read = 0
 
@@ -30,7 +34,7 @@ class Connection(HttpToolsProtocol):
         """Called by the event loop."""
         if self._due is not None:
             if self._read > MAX_HEADER_BYTES:
-                self._refuse(ApiError(431, f"the headers have more than {MAX_HEADER_BYTES:,} bytes"))
+                self._refuse(_too_large())
                 return
             self._read += len(data)
         super().data_received(data)
@@ -45,11 +49,30 @@ class Connection(HttpToolsProtocol):
         """Called by the parser."""
         self._headers_are_there()
         super().on_headers_complete()
+        if self.parser.should_upgrade() and self._should_upgrade():
+            self.handle_websocket_upgrade()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""
         self._headers_are_there()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Called where the parser gives up."""
+        if len(self.url) > MAX_HEADER_BYTES:
+            self._refuse(_too_large())
+        else:
+            self._refuse(ApiError(400, "this is no HTTP/1.1 request, or its headers contradict each other"))
+
+    def handle_websocket_upgrade(self) -> None:
+        """Called when a client would rather speak WebSocket."""
+        self._refuse(ApiError(400, "WebSockets are not served here: send a plain HTTP request"))
+
+    def _should_upgrade(self) -> bool:
+        return self._get_upgrade() == b"websocket"
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """HTTP/2 is offered with every request of some clients: nothing to warn of."""
 
     def _expect_headers(self) -> None:
         self._read, self._due = 0, self.loop.call_later(HEADER_SECONDS, self._too_slow)
@@ -70,3 +93,7 @@ class Connection(HttpToolsProtocol):
         head = f"HTTP/1.1 {error.status} {error.code}\r\ncontent-type: application/json\r\nconnection: close\r\n"
         self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         self.transport.close()
+
+
+def _too_large() -> ApiError:
+    return ApiError(431, f"the headers have more than {MAX_HEADER_BYTES:,} bytes")
