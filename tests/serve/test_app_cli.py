@@ -66,6 +66,11 @@ def test_what_cannot_be_served_ends_with_status_2(command, tmp_path):
         ["one", "--port", "70000"],
         ["one", "--api-key-file", tmp_path / "none"],
         ["one", "--log", "xml"],
+        ["one", "--max-body-mb", "inf"],
+        ["one", "--max-body-mb", "nan"],
+        ["one", "--drain-seconds", "1e12"],
+        ["one", "--drain-seconds", "nan"],
+        ["one", "--threads", "100000"],
     ):
         status, err, started = command(*options)
         assert status == 2 and err and not started, options

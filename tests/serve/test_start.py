@@ -11,9 +11,10 @@ import threading
 import httpx
 import pytest
 
+from terrazzo.config import from_dict
 from terrazzo.errors import InputError
 from terrazzo.serve import start
-from terrazzo.serve.settings import Settings
+from terrazzo.serve.settings import Settings, names_of
 from terrazzo.serve.start import bind, budget_threads, serve, url_of
 from terrazzo.tasks.label import LabelTask
 from terrazzo.testing import tiny_task_folder
@@ -92,6 +93,25 @@ def test_an_address_of_elsewhere_is_refused(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(InputError, match="--host name: not an address of this machine"):
         bind("name", 0)
+
+
+@pytest.mark.parametrize("host", ["a" * 70 + ".example", "a..b", "\udcff"])
+def test_names_that_no_host_can_have_are_refused(host, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: host.encode("idna"))  # as the real one begins
+    with pytest.raises(InputError, match="not an address of this machine"):
+        bind(host, 0)
+
+
+@pytest.mark.parametrize("given", [b"m\xff", b"m\xff=dir", b"name=m\xff"])
+def test_models_are_called_what_can_be_written_down(given):
+    with pytest.raises(InputError, match=r"'.*m\\udcff.*': not UTF-8"):
+        names_of([os.fsdecode(given)])
+
+
+def test_settings_that_no_system_can_keep_are_refused():
+    for field, value in (("threads", 100_000), ("drain_seconds", 1e12), ("drain_seconds", float("nan"))):
+        with pytest.raises(InputError, match=field):
+            from_dict(Settings, {field: value}, "here")
 
 
 def test_addresses_are_told_as_people_type_them():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +21,12 @@ class Log(StrEnum):
     json = "json"
 
 
+def _number(value: float) -> float:
+    if math.isnan(value):  # which no limit keeps out
+        raise typer.BadParameter("nan is no number")
+    return value
+
+
 @app.command()
 def serve(
     models: Annotated[list[str], typer.Argument(help="Model folders: DIR, or NAME=DIR.", metavar="DIR...")],
@@ -31,11 +38,17 @@ def serve(
     ] = None,
     max_queue: Annotated[int, typer.Option(min=1, help="Tokens that may wait; beyond it clients get 429.")] = 262_144,
     max_texts: Annotated[int, typer.Option(min=1, help="Texts of one request.")] = 2048,
-    max_body_mb: Annotated[float, typer.Option(min=0.001, help="Megabytes of one request.")] = 8.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU cores for the models; all if left out.")] = None,
+    max_body_mb: Annotated[
+        float, typer.Option(min=0.001, max=1024, callback=_number, help="Megabytes of one request.")
+    ] = 8.0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="CPU cores for the models; all if left out.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Where PyTorch runs: cpu or cuda.")] = None,
     reload: Annotated[bool, typer.Option(help="Take up folders that are replaced.")] = True,
-    drain_seconds: Annotated[float, typer.Option(min=0, help="How long requests may end on SIGTERM.")] = 30.0,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, max=86_400, callback=_number, help="How long requests may end on SIGTERM.")
+    ] = 30.0,
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="A site whose pages may call the server; may be repeated.")
     ] = None,

@@ -12,6 +12,8 @@ from terrazzo.config import config
 from terrazzo.errors import InputError
 
 Whole = Annotated[int, Field(ge=1)]
+#: Seconds; waits that are much longer overflow the clocks of the system.
+_DAY = 86_400
 
 
 @config
@@ -45,11 +47,11 @@ class Settings:
     max_queue_tokens: Whole = 262_144
     max_wait: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_texts: Whole = 2048
-    max_body_bytes: Whole = 8 * 2**20
+    max_body_bytes: Annotated[int, Field(ge=1, le=2**30)] = 8 * 2**20
     device: str | None = None
-    threads: Whole | None = None
-    drain_seconds: Annotated[float, Field(ge=0)] = 30.0
-    reload_seconds: Annotated[float, Field(ge=0)] = 1.0
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    drain_seconds: Annotated[float, Field(ge=0, le=_DAY)] = 30.0
+    reload_seconds: Annotated[float, Field(ge=0, le=_DAY)] = 1.0
     access_log: Literal["none", "json"] = "none"
     warm_up: bool = True
     page: bool = True
@@ -63,7 +65,7 @@ def names_of(folders: Sequence[str | Path]) -> dict[str, Path]:
     """The folder of each model by its name: what `NAME=DIR` says, or the folder's own name.
 
     Raises:
-        InputError: none, two of one name, or an empty name.
+        InputError: none, two of one name, an empty name, or one that is not UTF-8.
     """
     named: dict[str, Path] = {}
     for folder in folders:
@@ -72,9 +74,16 @@ def names_of(folders: Sequence[str | Path]) -> dict[str, Path]:
             name, path = Path(folder).resolve().name, str(folder)
         if not name.strip() or not path:
             raise InputError(f"{folder}: a model is given as DIR or as NAME=DIR")
+        if not _is_utf8(name) or not _is_utf8(path):
+            raise InputError(f"{str(folder)!r}: not UTF-8, which model names and folders must be: rename the folder")
         if name in named:
             raise InputError(f"two models are called {name!r}: {named[name]} and {path}; name one of them: NAME={path}")
         named[name] = Path(path)
     if not named:
         raise InputError("no model to serve: give one folder or several")
     return named
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether the command line's bytes were; those that were not are halves of surrogate pairs here."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -68,7 +68,7 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name that is no host's is not even looked up
         raise InputError(f"--host {host}: not an address of this machine ({error}); 127.0.0.1 always is") from None
     listener = socket.socket(family, kind, protocol)
     try:
@@ -141,6 +141,7 @@ def _server(app: Callable[..., object], listener: socket.socket, models: Models,
     config = uvicorn.Config(
         app,
         http=_connection_class(),
+        ws="none",
         lifespan="off",
         access_log=False,
         log_config=None,
