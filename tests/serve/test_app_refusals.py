@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import sys
 
 import pytest
 
 from terrazzo.errors import InputError
-from terrazzo.serve import limits
+from terrazzo.serve import limits, served
+from terrazzo.serve.endpoints import send_error
 from terrazzo.serve.engine import Draining, QueueFull
 from terrazzo.serve.keys import Keys
 
@@ -105,6 +108,46 @@ def test_bodies_and_lists_have_limits(server_with):
     body = json.dumps({"model": "moods", "input": "a" * 200}).encode()
     assert refusal(server.raw("/v1/embeddings", body))[:2] == (413, "body_too_large")
     assert server.raw("/v1/embeddings", b"{}", headers={"x": "y" * 40_000}).status_code == 431
+
+
+def test_guesses_of_a_request_have_a_limit(server, monkeypatch):
+    monkeypatch.setattr(served, "MAX_GUESSES", 12)
+    text = "[MASK] the [MASK]"
+    assert server.post("/v1/fill_mask", model="masks", input=[text, text], top_k=3).status_code == 200
+    many = server.post("/v1/fill_mask", model="masks", input=[text, text], top_k=4)
+    assert refusal(many) == (422, "too_many_guesses", "top_k")
+    assert "4 masks with 4 guesses each" in many.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("value", [b"1" + b"0" * 30, b"-9223372036854775809", b"NaN", b"1e999", b'{"a": [-1e999]}'])
+def test_fields_of_documents_that_cannot_be_given_back_are_refused(server, value):
+    body = b'{"model": "moods", "query": "a", "return_documents": true, "documents": ["c", {"text": "b", "id": %b}]}'
+    reply = server.raw("/v1/rerank", body % value)
+    assert refusal(reply) == (422, "invalid_value", "documents.1.id"), reply.text
+    assert "cannot be given back" in reply.json()["error"]["message"]
+    extremes = b'{"ids": [18446744073709551615, -9223372036854775808, 1e308, true, null], "name": "d"}'
+    kept = server.raw("/v1/rerank", body % extremes).json()["results"]
+    assert {"text": "b", "id": json.loads(extremes)} in [result["document"] for result in kept]
+
+
+def test_a_problem_is_for_models_of_several(server):
+    post = server.post
+    lone = post("/v1/classify", model="moods", input=["a bird"], problem="mood")
+    assert refusal(lone) == (422, "invalid_value", "problem") and "'moods'" in lone.json()["error"]["message"]
+    row = {"text": "a bird", "problem": "mood"}
+    assert refusal(post("/v1/classify", model="moods", input=row)) == (422, "unusable_input", "input")
+    bad, good = post("/v1/classify", model="moods", input=[row, "a bird"]).json()["data"]
+    assert bad["error"]["param"] == "input.0" and "problem" in bad["error"]["message"] and good["label"]
+
+
+def test_an_error_that_quotes_what_is_no_unicode_is_still_told():
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    assert asyncio.run(send_error(send, InputError("no model 'm\udcff' here"))) == 422
+    assert json.loads(sent[1]["body"])["error"]["message"] == "no model 'm\udcff' here"
 
 
 def test_a_body_of_undeclared_length_is_read_no_further_than_its_limit(server_with):
@@ -228,6 +271,17 @@ def test_requests_are_written_down_as_json(server_with, capfdbinary):
     server_with(access_log="json").get("/health/live")
     line = json.loads(capfdbinary.readouterr().out)
     assert (line["method"], line["path"], line["status"]) == ("GET", "/health/live", 200) and line["ms"] >= 0
+
+
+def test_requests_are_answered_when_nobody_reads_their_lines(server_with, monkeypatch, caplog):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone, caplog.at_level(logging.ERROR, "terrazzo.serve"):
+        monkeypatch.setattr(sys, "stdout", gone)
+        server = server_with(access_log="json")
+        assert [server.get("/health/live").status_code for _ in range(3)] == [200] * 3
+    (said,) = caplog.records
+    assert "standard output" in said.getMessage() and said.exc_info is None
 
 
 def scope(path):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import orjson
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -24,6 +22,7 @@ from terrazzo.serve.endpoints import Endpoint, Here, Operation, send_error, send
 from terrazzo.serve.errors import ApiError, api_error
 from terrazzo.serve.keys import Keys
 from terrazzo.serve.limits import ClientGone, Headers, Message, Receive, Scope, Send, check_key, checked_headers
+from terrazzo.serve.logs import AccessLog
 from terrazzo.serve.metrics import Metrics
 from terrazzo.serve.models import Models
 from terrazzo.serve.settings import Settings
@@ -66,7 +65,7 @@ class Server(FastAPI):
         super().__init__(
             title="terrazzo", version=terrazzo.__version__, docs_url=None, redoc_url=None, openapi_url=None
         )
-        self.here, self.keys = here, keys
+        self.here, self.keys, self._lines = here, keys, AccessLog()
         page = routes_page.operations() if here.settings.page else ()
         self._table = _Table((*OPERATIONS, _document_operation(self), *page), here)
         for kind in (HTTPException, RequestValidationError, Exception):
@@ -102,7 +101,7 @@ class Server(FastAPI):
         seconds = time.perf_counter() - began
         self.here.metrics.request(route, status, seconds)
         if self.here.settings.access_log == "json":
-            _write_line(scope, path, status, seconds)
+            self._lines.write(scope, path, status, seconds)
 
     async def _own(
         self,
@@ -185,17 +184,3 @@ async def _error_reply(request: Request, error: Exception) -> JSONResponse:
     else:
         said = api_error(error)
     return JSONResponse(said.body(), said.status, said.headers)
-
-
-def _write_line(scope: Scope, path: str, status: int, seconds: float) -> None:
-    client = scope.get("client")
-    line = {
-        "time": time.time(),
-        "client": client[0] if client else None,
-        "method": scope["method"],
-        "path": path,
-        "status": status,
-        "ms": round(1000 * seconds, 3),
-    }
-    sys.stdout.buffer.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-    sys.stdout.buffer.flush()

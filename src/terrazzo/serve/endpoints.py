@@ -6,6 +6,7 @@ FastAPI documents the endpoints; it takes no part in answering them, which makes
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -211,5 +212,9 @@ async def send_reply(send: Send, status: int, body: bytes, media_type: str, head
 async def send_error(send: Send, error: Exception) -> int:
     """The reply to an error; its status."""
     said = api_error(error)
-    await send_reply(send, said.status, orjson.dumps(said.body()), "application/json", said.headers)
+    try:
+        body = orjson.dumps(said.body())
+    except TypeError:  # half a surrogate pair, which is no Unicode but has an escape
+        body = json.dumps(said.body()).encode()
+    await send_reply(send, said.status, body, "application/json", said.headers)
     return said.status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -69,10 +70,25 @@ class Embeddings(Body):
     truncate: Truncate = True
 
 
+def _exact(value: Any) -> Any:
+    """Refuse numbers that JSON of 64 bits cannot give back as they came."""
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, (dict, list)):
+            rest += one.values() if isinstance(one, dict) else one
+        elif isinstance(one, float) and not math.isfinite(one):
+            raise ValueError(f"{one} cannot be given back: leave the field out, or write it as a string")
+        elif isinstance(one, int) and not -(2**63) <= one < 2**64:
+            raise ValueError("a whole number beyond 64 bits cannot be given back: write it as a string")
+    return value
+
+
 class Document(BaseModel):
     """A document with further fields, which are given back as they are."""
 
     model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_exact)]]
 
     text: str
 

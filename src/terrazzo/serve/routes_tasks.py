@@ -12,7 +12,7 @@ from terrazzo.serve.models import Served
 from terrazzo.serve.offsets import shifted
 from terrazzo.serve.replies import ClassifyReply, QuestionReply, ScoreList, TagReply
 from terrazzo.serve.requests import Classify, PairRow, Predict, Question, Tag, TextRow, WordsRow, as_list
-from terrazzo.tasks import Result
+from terrazzo.tasks import BadRow, Result
 
 CLASSES = ("label", "pair", "multi", "regression")
 _SMALLEST = 1e-300
@@ -23,8 +23,11 @@ async def classify(here: Here, body: Classify) -> dict[str, Any]:
 
     A row of a list that cannot be answered has an `error` in its place and stops nothing.
     """
-    rows = [row_of(item, body.problem) for item in as_list(body.input)]
-    model, results, usage = await _predict(here, body, "classify", CLASSES, rows)
+    model = here.model(body.model, "classify", CLASSES)
+    if body.problem is not None and not model.problems:
+        raise ApiError(422, _no_problems(model), param="problem")
+    rows = [row_of(item, body.problem, model) for item in as_list(body.input)]
+    results, usage = await _predict(here, model, body, rows)
     data = [_class(i, result, body.top_k, body.raw_scores) for i, result in enumerate(results)]
     return _list(model, data, usage)
 
@@ -34,7 +37,8 @@ async def predict(here: Here, body: Predict) -> list[Any]:
     alone = isinstance(body.inputs, (str, tuple))
     items = [body.inputs] if alone else body.inputs
     rows = [item if isinstance(item, str) else item[0] if len(item) == 1 else item for item in items]
-    _, results, _ = await _predict(here, body, "classify", CLASSES, rows, "inputs")
+    model = here.model(body.model, "classify", CLASSES)
+    results, _ = await _predict(here, model, body, rows, "inputs")
     for index, result in enumerate(results):
         if result.error is not None:
             raise _unanswered(result.error, f"inputs.{index}")
@@ -52,7 +56,8 @@ async def tag(here: Here, body: Tag) -> dict[str, Any]:
     """
     items = as_list(body.input)
     rows = [{"tokens": item.tokens} if isinstance(item, WordsRow) else item for item in items]
-    model, results, usage = await _predict(here, body, "tag", ("tag",), rows)
+    model = here.model(body.model, "tag", ("tag",))
+    results, usage = await _predict(here, model, body, rows)
     data = []
     for index, (item, result) in enumerate(zip(items, results, strict=True)):
         words = isinstance(item, WordsRow)
@@ -66,14 +71,17 @@ async def question(here: Here, body: Question) -> dict[str, Any]:
     rows = [{"question": row.question, "context": row.context} for row in body.input]
     rows = rows or [{"question": body.question, "context": body.context}]
     alone = not body.input
-    model, results, usage = await _predict(here, body, "answer questions", ("span",), rows, alone=alone)
+    model = here.model(body.model, "answer questions", ("span",))
+    results, usage = await _predict(here, model, body, rows, alone=alone)
     data = [_answered(i, rows[i]["context"], result, body.offsets) for i, result in enumerate(results)]
     return _list(model, data, usage)
 
 
-def row_of(item: Any, problem: str | None) -> Any:
-    """One input as `Predictor` takes it: a text, two texts, or the fields of a row."""
+def row_of(item: Any, problem: str | None, model: Served) -> Any:
+    """One input as `Predictor` takes it: a text, two texts, or the fields of a row; bad with a problem too many."""
     if isinstance(item, (TextRow, PairRow)):
+        if item.problem is not None and not model.problems:
+            return BadRow(where="", message=_no_problems(model))
         own = item.model_dump(exclude_none=True)
         return own if problem is None else {"problem": problem, **own}
     if problem is None:
@@ -83,22 +91,19 @@ def row_of(item: Any, problem: str | None) -> Any:
 
 
 async def _predict(
-    here: Here,
-    body: Any,
-    what: str,
-    kinds: tuple[str, ...],
-    rows: Sequence[Any],
-    param: str = "input",
-    alone: bool | None = None,
-) -> tuple[Served, list[Result], dict[str, int]]:
-    """The model, its results and the usage; a request of one bare row that cannot be answered is refused."""
-    model = here.model(body.model, what, kinds)
+    here: Here, model: Served, body: Any, rows: Sequence[Any], param: str = "input", alone: bool | None = None
+) -> tuple[list[Result], dict[str, int]]:
+    """The model's results and the usage; a request of one bare row that cannot be answered is refused."""
     here.check_count(len(rows), param)
     results, usage = await model.predict(rows, truncate=body.truncate)
     bare = not isinstance(getattr(body, param), list) if alone is None else alone
     if bare and results[0].error is not None:
         raise _unanswered(results[0].error, param)
-    return model, results, here.usage(model, usage)
+    return results, here.usage(model, usage)
+
+
+def _no_problems(model: Served) -> str:
+    return f"model {model.name!r} solves one problem, which has no name: leave 'problem' out"
 
 
 def _unanswered(message: str, param: str) -> ApiError:
