@@ -17,10 +17,10 @@ from terrazzo.nn import Encoder, MaskedLM
 from terrazzo.runtime import choice
 from terrazzo.tasks import Result, Span
 from terrazzo.tasks import export as export_module
+from terrazzo.tasks.adapters import LoraConfig, add_adapters
 from terrazzo.tasks.calibration import alike, read_calibration
 from terrazzo.tasks.export import export
 from terrazzo.tasks.label import LabelTask
-from terrazzo.tasks.lora import LoraConfig, add_lora
 from terrazzo.tasks.model import load_task_model, save_task_model
 from terrazzo.testing import tiny_task_folder, tiny_texts
 
@@ -103,7 +103,7 @@ def test_a_pretrained_model_fills_masks_on_its_runtime(model, tmp_path) -> None:
 
 def test_adapters_are_merged(model, tmp_path) -> None:
     loaded, adapter = load_task_model(model), LoraConfig(rank=2)
-    add_lora(loaded.model.encoder, adapter)
+    add_adapters(loaded.model.encoder, adapter)
     with torch.no_grad():
         for parameter in loaded.model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -23,10 +23,10 @@ from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.objectives import SupervisedConfig
 from terrazzo.tasks import Example
 from terrazzo.tasks import finetune as module
+from terrazzo.tasks.adapters import LoraConfig
 from terrazzo.tasks.finetune import finetune
 from terrazzo.tasks.finetune_config import FinetuneConfig, default_lr, run_config
 from terrazzo.tasks.finetune_record import FailedRun, RunScore, result_of
-from terrazzo.tasks.lora import LoraConfig
 from terrazzo.tasks.model import load_task_model
 from terrazzo.tasks.preparation import hold_out
 from terrazzo.tasks.report import write_finetune_report

@@ -13,8 +13,8 @@ from terrazzo.checkpoint import load_model
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, mosaicbert
 from terrazzo.packed import Packed
+from terrazzo.tasks.adapters import LoraConfig, adapter_parameters, add_adapters
 from terrazzo.tasks.label import LabelTask
-from terrazzo.tasks.lora import LoraConfig, add_lora, lora_parameters
 from terrazzo.tasks.model import TaskModel, is_task_folder, load_task_model, model_folder, save_task_model
 
 SMALL = {"width": 32, "depth": 2, "num_heads": 2, "mlp_width": 48}
@@ -59,8 +59,8 @@ def test_the_encoder_is_a_model_folder_of_its_own(folder, model):
 
 def test_a_checkpoint_keeps_adapters_apart(tmp_path, model, tokenizer_file):
     options = LoraConfig(rank=2)
-    add_lora(model.encoder, options)
-    for parameter in lora_parameters(model.encoder).values():
+    add_adapters(model.encoder, options)
+    for parameter in adapter_parameters(model.encoder).values():
         torch.nn.init.normal_(parameter)
     expected = model.eval()(BATCH)
     path = save_task_model(tmp_path / "c", model, tokenizer_file, max_len=8, adapter=options)
@@ -68,7 +68,7 @@ def test_a_checkpoint_keeps_adapters_apart(tmp_path, model, tokenizer_file):
     assert apart.adapter == options
     assert apart.model.state_dict().keys() == model.state_dict().keys()
     torch.testing.assert_close(apart.model.eval()(BATCH), expected, rtol=0, atol=0)
-    assert not lora_parameters(merged.model)
+    assert not adapter_parameters(merged.model)
     torch.testing.assert_close(merged.model.eval()(BATCH), expected, rtol=0, atol=1e-5)
 
 

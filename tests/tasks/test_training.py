@@ -16,9 +16,9 @@ from terrazzo.nn import Encoder
 from terrazzo.objectives import SupervisedConfig
 from terrazzo.optim import AdamWConfig, Schedule
 from terrazzo.tasks import Example, Scores, TaskModel
+from terrazzo.tasks.adapters import LoraConfig
 from terrazzo.tasks.label import LabelTask
 from terrazzo.tasks.labelled import LabelledRows, RowStream
-from terrazzo.tasks.lora import LoraConfig
 from terrazzo.tasks.model import load_task_model
 from terrazzo.tasks.training import TaskWorkload
 from terrazzo.testing import TINY_MODEL, log_metrics, losses, train_on_ranks
@@ -119,7 +119,9 @@ def test_a_run_learns_repeats_and_scores_as_predictions_do(workload, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"freeze": "encoder"}, {"lora": LoraConfig(rank=2, dropout=0.1)}], ids=lambda f: next(iter(f), "all")
+    "fields",
+    [{}, {"freeze": "encoder"}, {"adapter": LoraConfig(rank=2, dropout=0.1)}],
+    ids=lambda fields: next(iter(fields), "all"),
 )
 def test_a_killed_run_goes_on_to_the_same_bits(workload, tmp_path, fields):
     chosen = dataclasses.replace(workload, **fields)

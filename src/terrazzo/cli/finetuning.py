@@ -39,6 +39,7 @@ def finetune(
     class_weights: Annotated[str | None, typer.Option(help="balanced: rare classes count as much.")] = None,
     focal_gamma: Annotated[float | None, typer.Option(help="Focal loss: easy rows count less.")] = None,
     lora: Annotated[int | None, typer.Option(help="Train adapters of this rank instead of the encoder.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="pst or dsee: train adapters that prune the encoder.")] = None,
     freeze: Annotated[str | None, typer.Option(help="embeddings or encoder: parts that are not trained.")] = None,
     layer_decay: Annotated[float | None, typer.Option(help="Rate of a layer as a share of that above.")] = None,
     config: Annotated[Path | None, typer.Option(help="A fine-tuning config in TOML or JSON.")] = None,
@@ -68,6 +69,7 @@ def finetune(
         "patience": patience,
         "loss": {"class_weights": class_weights, "focal_gamma": focal_gamma},
         "lora": {"rank": lora},
+        "adapter": {"kind": adapter},
         "freeze": freeze,
         "layer_decay": layer_decay,
         "device": device,
@@ -81,7 +83,7 @@ def merged(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     """`values` with what was given instead; None was not, and parts of a field change those parts alone."""
     result = dict(values)
     for name, value in given.items():
-        if name in ("options", "loss", "lora"):
+        if name in ("options", "loss", "lora", "adapter"):
             parts = {key: part for key, part in value.items() if part is not None}
             if parts:
                 result[name] = {**(result.get(name) or {}), **parts}

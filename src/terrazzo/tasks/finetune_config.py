@@ -11,7 +11,7 @@ from terrazzo.nn import EncoderConfig
 from terrazzo.objectives import SupervisedConfig
 from terrazzo.optim import AdamWConfig, Schedule
 from terrazzo.optim.roles import Role
-from terrazzo.tasks.lora import LoraConfig
+from terrazzo.tasks.adapters import PACE, AdapterConfig, LoraConfig
 from terrazzo.tasks.rows import KINDS
 from terrazzo.tasks.training import Freeze
 from terrazzo.train import Budget, FromFolder, RunConfig, Sampling, Stage
@@ -43,7 +43,8 @@ class FinetuneConfig:
         evals_per_epoch: evaluations in a pass over the training rows; with a budget, ten in a run.
         loss: class weights, focal loss, smoothing.
         freeze: parts that are not trained.
-        lora: train adapters instead of the encoder.
+        lora: train low-rank adapters instead of the encoder.
+        adapter: the same for every kind: lora; pst and dsee, which also prune the encoder.
         keep_runs: leave every run's weights; otherwise only the best model stays, and what the others scored.
     """
 
@@ -71,6 +72,7 @@ class FinetuneConfig:
     loss: SupervisedConfig = field(default_factory=SupervisedConfig)
     freeze: Freeze = "none"
     lora: LoraConfig | None = None
+    adapter: AdapterConfig | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int | None = None
@@ -88,10 +90,18 @@ class FinetuneConfig:
             raise InputError(f"epochs must be above 0, got {self.epochs}")
         if len(set(self.lr)) < len(self.lr):
             raise InputError(f"lr: {list(self.lr)} names a rate twice")
-        if self.lora is not None and self.freeze == "encoder":
-            raise InputError("lora trains adapters in the encoder, freeze='encoder' trains nothing there: drop one")
+        if self.lora is not None and self.adapter is not None:
+            raise InputError(f"lora and adapter (kind {self.adapter.kind!r}) are two adapters at once: drop one")
+        if self.chosen_adapter is not None and self.freeze == "encoder":
+            kind = self.chosen_adapter.kind
+            raise InputError(f"{kind} trains adapters in the encoder, freeze='encoder' trains nothing there: drop one")
         for rate in self.lr:
             self.optimizer(rate)
+
+    @property
+    def chosen_adapter(self) -> AdapterConfig | None:
+        """The adapter, under whichever name it was asked for."""
+        return self.adapter or self.lora
 
     def optimizer(self, lr: float) -> AdamWConfig:
         """AdamW as fine-tuning has it since BERT."""
@@ -111,10 +121,13 @@ def default_lr(encoder: EncoderConfig, options: FinetuneConfig) -> float:
     """The peak learning rate where none is given: 5e-5 at width 768, more for thinner encoders.
 
     It is 5e-5 (768 / width)^1.5 to one digit: 1e-4 at width 384, 7e-4 at 128; ten times that where the encoder stays as
-    it is or learns through adapters alone. An encoder that was pretrained for minutes wants still more: try several.
+    it is or learns through adapters alone, but for PST's. An encoder that was pretrained for minutes wants still more:
+    try several.
     """
     full = 5e-5 * (768 / encoder.width) ** 1.5
-    return float(f"{10 * full if options.lora or options.freeze == 'encoder' else full:.1g}")
+    if options.chosen_adapter is not None:
+        return float(f"{options.chosen_adapter.rate * full:.1g}")
+    return float(f"{10 * full if options.freeze == 'encoder' else full:.1g}")
 
 
 def run_config(options: FinetuneConfig, documents: int, lr: float, seed: int, out: str, budget: Budget) -> RunConfig:
@@ -132,7 +145,10 @@ def run_config(options: FinetuneConfig, documents: int, lr: float, seed: int, ou
         sampling=Sampling(workers=0),
         optimizer=options.optimizer(lr),
         # a step has the rate of its end, so that the only one would have none
-        schedules={"lr": Schedule(warmup=options.warmup, final=1.0 if budget.steps == 1 else 0.0)},
+        schedules={
+            "lr": Schedule(warmup=options.warmup, final=1.0 if budget.steps == 1 else 0.0),
+            **(PACE if options.chosen_adapter is not None and options.chosen_adapter.paced else {}),
+        },
         budget=budget,
         patience=options.patience,
         keep_best=options.keep_best,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -164,9 +165,10 @@ def write_outcome(folder: Path, outcome: RunOutcome) -> None:
 
 
 def best_evaluation(folder: Path, keep_best: bool) -> Mapping[str, Any]:
-    """The evaluation whose weights a run's model has: the first of the best ones, or the last."""
+    """The evaluation whose weights a run's model has: the first of the best ones that have a score, or the last."""
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if is_evaluation(line)]
-    return max(lines, key=lambda line: line["score"]) if keep_best else lines[-1]
+    scored = [line for line in lines if math.isfinite(line["score"])]
+    return max(scored, key=lambda line: line["score"]) if keep_best and scored else lines[-1]
 
 
 def begun_budget(folder: Path) -> Budget | None:

@@ -27,8 +27,8 @@ from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.objectives import Loss, SupervisedConfig
 from terrazzo.packed import Packed
 from terrazzo.provenance import write_json_atomic
+from terrazzo.tasks.adapters import AdapterConfig, LoraConfig, add_adapters, merge_adapters
 from terrazzo.tasks.choice import TaskConfig
-from terrazzo.tasks.lora import LoraConfig, add_lora, merge_lora
 from terrazzo.tasks.task import Task
 
 TASK, HEAD = "task.json", "head.safetensors"
@@ -66,13 +66,13 @@ class LoadedTask:
     Args:
         model: the encoder with its head, in training mode, as `torch.nn.Module` is born.
         max_len: tokens of a document in training, special ones included.
-        adapter: config of the low-rank adapters that the folder keeps apart, None where the encoder is whole.
+        adapter: config of the adapters that the folder keeps apart, None where the encoder is whole.
     """
 
     model: TaskModel
     tokenizer: Tokenizer
     max_len: int
-    adapter: LoraConfig | None = None
+    adapter: AdapterConfig | None = None
 
 
 @config
@@ -82,7 +82,7 @@ class TaskFile:
     format: Literal["terrazzo-task-1"] = FORMAT
     task: TaskConfig
     max_len: int
-    adapter: LoraConfig | None = None
+    adapter: AdapterConfig | None = None
 
 
 def save_task_model(
@@ -93,7 +93,7 @@ def save_task_model(
     state: Mapping[str, Tensor] | None = None,
     *,
     max_len: int,
-    adapter: LoraConfig | None = None,
+    adapter: AdapterConfig | None = None,
 ) -> Path:
     """Write a task folder whole, as `save_model` does; see `write_task_model`."""
     with atomic_folder(path) as folder:
@@ -109,14 +109,14 @@ def write_task_model(
     state: Mapping[str, Tensor] | None = None,
     *,
     max_len: int,
-    adapter: LoraConfig | None = None,
+    adapter: AdapterConfig | None = None,
 ) -> None:
     """A model folder with two files more, task.json and head.safetensors, in an existing folder.
 
     Args:
         state: the full tensors of `model`, where its own are sharded over processes or not those to keep.
         max_len: tokens of a document in training, special ones included.
-        adapter: config of the low-rank adapters where they are in the encoder, not merged; head.safetensors holds them.
+        adapter: config of the adapters where they are in the encoder, not merged; head.safetensors holds them.
     """
     state = model.state_dict() if state is None else state
     encoder = {name: state[f"encoder.{name}"] for name in encoder_tensors(model.config)}
@@ -125,8 +125,16 @@ def write_task_model(
     assert adapter is not None or not strangers, f"neither encoder nor head: {strangers}"
     write_model(folder, model.encoder, tokenizer_file, provenance, encoder)
     write_tensors({name: tensor.contiguous() for name, tensor in rest.items()}, folder / HEAD)
-    values = {"format": FORMAT, "task": to_dict(model.task), "max_len": max_len, "adapter": to_dict(adapter)}
+    values = {"format": FORMAT, "task": to_dict(model.task), "max_len": max_len, "adapter": adapter_values(adapter)}
     write_json_atomic(folder / TASK, values)
+
+
+def adapter_values(adapter: AdapterConfig | None) -> dict[str, Any] | None:
+    """An adapter's config as files hold it: low-rank adapters, once the only ones, do not name their kind."""
+    values: dict[str, Any] | None = to_dict(adapter)
+    if values is not None and isinstance(adapter, LoraConfig):
+        del values["kind"]
+    return values
 
 
 def encoder_tensors(config: EncoderConfig) -> list[str]:
@@ -182,15 +190,15 @@ def _with_head(
     with torch.random.fork_rng(devices=[]):  # first weights are drawn only to be replaced
         model = TaskModel(encoder, file.task)
         if file.adapter is not None:
-            add_lora(encoder, file.adapter)
+            add_adapters(encoder, file.adapter, empty=True)
     stored = _read_head(folder / HEAD)
     plain = {f"encoder.{name}" for name in encoder_tensors(encoder.config)}
     wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in plain}
     _check_head(stored, wanted, folder / HEAD)
-    placed = {name: tensor.to(device, dtype) for name, tensor in stored.items()}
+    placed = {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in stored.items()}
     model.load_state_dict(placed, strict=False, assign=True)
     if merge:
-        merge_lora(encoder)
+        merge_adapters(encoder)
     tokenizer = load_tokenizer(folder, encoder.config)
     return LoadedTask(model=model, tokenizer=tokenizer, max_len=file.max_len, adapter=file.adapter)
 
@@ -236,6 +244,8 @@ def _read_task(file: Path) -> TaskFile:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
         raise InputError(f"{file}: format is {found!r}, not {FORMAT!r}: another version of terrazzo wrote it")
+    if isinstance(values.get("adapter"), dict):
+        values["adapter"] = {"kind": "lora", **values["adapter"]}
     return from_dict(TaskFile, values, str(file))
 
 

@@ -76,7 +76,7 @@ def prepare(
         max_len=max_len,
         batch_size=config.batch_size,
         freeze=config.freeze,
-        lora=config.lora,
+        adapter=config.chosen_adapter,
         initial=initial,
     )
     return Prepared(workload=workload, encoder=encoder, understanding=understanding)

@@ -27,10 +27,25 @@ from terrazzo.nn import Encoder, EncoderConfig, MaskedLM
 from terrazzo.nn.flops import forward_flops
 from terrazzo.objectives import Supervised, SupervisedConfig
 from terrazzo.packed import Packed
+from terrazzo.tasks.adapters import (
+    PACE_NAME,
+    AdapterConfig,
+    LoraConfig,
+    PacedSupervised,
+    add_adapters,
+    merge_adapters,
+    zero_shares,
+)
 from terrazzo.tasks.batches import by_budget, collate
 from terrazzo.tasks.labelled import LabelledRows, RowStream
-from terrazzo.tasks.lora import LoraConfig, add_lora, merge_lora
-from terrazzo.tasks.model import TaskModel, load_task_model, model_folder, save_task_model, write_task_model
+from terrazzo.tasks.model import (
+    TaskModel,
+    adapter_values,
+    load_task_model,
+    model_folder,
+    save_task_model,
+    write_task_model,
+)
 from terrazzo.tasks.task import Encoded, Result, Task
 from terrazzo.tasks.token_rows import TokenRows
 from terrazzo.train.check import check_fit, check_schedules
@@ -54,7 +69,7 @@ class TaskWorkload:
         max_len: tokens of a document that rows were cut to; task.json keeps it for predictions.
         batch_size: documents of an optimizer step.
         freeze: what stays as it is: nothing, the embeddings, or the whole encoder, which then runs without dropout.
-        lora: adapters that are trained instead of the encoder, and merged at the end.
+        adapter: what is trained instead of the encoder, and merged into it at the end.
         initial: a model to begin with, instead of a fresh head on the encoder of the stage's model.
     """
 
@@ -65,7 +80,7 @@ class TaskWorkload:
     max_len: int
     batch_size: int = 32
     freeze: Freeze = "none"
-    lora: LoraConfig | None = None
+    adapter: AdapterConfig | None = None
     initial: TaskModel | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +95,9 @@ class TaskWorkload:
 
     def describe(self) -> Mapping[str, Any]:
         """The task, its rows, and how its model is trained."""
+        # where there are low-rank adapters or none, this is as it was before there were others
+        lora = isinstance(self.adapter, LoraConfig)
+        other = {} if self.adapter is None or lora else {"adapter": adapter_values(self.adapter)}
         return {
             "kind": "task",
             "task": to_dict(self.task),
@@ -88,7 +106,8 @@ class TaskWorkload:
             "max_len": self.max_len,
             "batch_size": self.batch_size,
             "freeze": self.freeze,
-            "lora": to_dict(self.lora),
+            "lora": adapter_values(self.adapter) if lora else None,
+            **other,
         }
 
     def check(self, config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> None:
@@ -103,7 +122,7 @@ class TaskWorkload:
                 raise InputError(f"objective.kind {stage.objective.kind!r}: a labelled task takes 'supervised'")
             encoder = self._encoder_config(stage, encoder)
             check_fit(encoder, self.sampling(stage.sampling, ranks), ranks, dtype == torch.bfloat16)
-            check_schedules(stage, stage.objective, self.empty(encoder))
+            check_schedules(self._without_pace(stage), stage.objective, self.empty(encoder))
             self._try_loss(stage.objective, encoder)
 
     def begin(self, start: StageStart) -> TaskStage:
@@ -117,8 +136,10 @@ class TaskWorkload:
     def finish(self, run: Path, model: nn.Module, provenance: Mapping[str, Any]) -> None:
         """Write the task folder RUN/model, adapters merged."""
         assert isinstance(model, TaskModel)
-        if self.lora is not None:
-            merge_lora(model.encoder)
+        if self.adapter is not None:
+            merge_adapters(model.encoder)
+        if self.adapter is not None and self.adapter.paced:
+            provenance = {**provenance, "adapter": to_dict(self.adapter), "zeros": zero_shares(model.encoder)}
         with tokenizer_file(self.tokenizer) as file:
             save_task_model(run / "model", model, file, provenance, max_len=self.max_len)
 
@@ -139,12 +160,12 @@ class TaskWorkload:
     def empty(self, config: EncoderConfig) -> TaskModel:
         """A model without values, adapters included."""
         with without_values():
-            return self.dressed(TaskModel(Encoder(config), self.task))
+            return self.dressed(TaskModel(Encoder(config), self.task), empty=True)
 
-    def dressed(self, model: TaskModel) -> TaskModel:
+    def dressed(self, model: TaskModel, empty: bool = False) -> TaskModel:
         """The model with its adapters, what is frozen marked as such."""
-        if self.lora is not None:
-            add_lora(model.encoder, self.lora)
+        if self.adapter is not None:
+            add_adapters(model.encoder, self.adapter, empty)
         if self.freeze == "embeddings":
             model.encoder.embeddings.requires_grad_(False)
         if self.freeze == "encoder":
@@ -159,6 +180,18 @@ class TaskWorkload:
         longest = max(len(document.ids) for document in [*self.train.flat, *self.dev.flat])
         most = longest * -(-self.batch_size // ranks.world_size) * ranks.world_size
         return dataclasses.replace(sampling, max_len=max(3, longest), batch_tokens=most)
+
+    def _without_pace(self, stage: Stage) -> Stage:
+        """The stage without the schedule by which adapters prune, after a look at whether it can be pruned in."""
+        if self.adapter is None or not self.adapter.paced:
+            return stage
+        kind = self.adapter.kind
+        if PACE_NAME not in stage.schedules:
+            raise InputError(f"schedules: adapter {kind!r} prunes on the way and needs {PACE_NAME}, a ramp from 0 to 1")
+        if stage.patience is not None:
+            raise InputError(f"patience {stage.patience}: adapter {kind!r} prunes up to the end of a run: leave it out")
+        rest = {name: value for name, value in stage.schedules.items() if name != PACE_NAME}
+        return dataclasses.replace(stage, schedules=rest)
 
     def _try_loss(self, options: SupervisedConfig, encoder: EncoderConfig) -> None:
         """Have the task refuse options that it does not take, on one document and a model of hardly any width."""
@@ -193,8 +226,10 @@ class TaskStage:
     def __init__(self, workload: TaskWorkload, start: StageStart) -> None:
         objective = start.stage.objective
         assert isinstance(objective, SupervisedConfig)
-        self.workload, self.task, self.objective = workload, workload.task, Supervised(objective)
+        self.workload, self.task, self.adapter = workload, workload.task, workload.adapter
         self.model = workload.model(start)
+        paced = self.adapter is not None and self.adapter.paced
+        self.objective = PacedSupervised(objective, self.model.encoder) if paced else Supervised(objective)
         if start.resumed is not None:
             self.model.load_state_dict(_stored(start.resumed))
         self.rows = TokenRows.narrow(self.model, [*workload.train.flat, *workload.dev.flat])
@@ -205,12 +240,15 @@ class TaskStage:
         self.micro_tokens = check_fit(self.model.config, sampling, start.ranks, start.bf16)
         self.step_tokens = float(self.stream.lengths.mean() * self.stream.pieces_per_step)
         self.step_words = f"{self.stream.pieces_per_step} documents (about {self.step_tokens:.0f} tokens)"
-        self.passes = _passes(self.model)
+        self.passes = self.adapter.passes if self.adapter is not None else _passes(self.model)
         self.dev = self.rows.renumbered(workload.dev.flat)
         self.dev_batches = _dev_batches(self.dev, max(EVALUATION_TOKENS, self.micro_tokens))
 
     def evaluate(self, module: nn.Module, ranks: Ranks, autocast: AbstractContextManager[None]) -> Mapping[str, Any]:
-        """The task's metrics on the rows that score the model, the one named by `metric` as `score`; the mean loss."""
+        """The task's metrics on the rows that score the model, the one named by `metric` as `score`; the mean loss.
+
+        While adapters are still to prune, the score is NaN: such a model must not count as the best.
+        """
         outputs: dict[int, np.ndarray] = {}
         loss, weight = torch.zeros((), dtype=torch.float64, device=ranks.device), 0
         with autocast:
@@ -238,7 +276,8 @@ class TaskStage:
             results.append(self.task.decode(example, documents, parts) if documents else unread)
             first += len(documents)
         scores = self.task.score(rows.examples, results)
-        return {**scores.values, "metric": scores.main, "score": scores.value}
+        settled = not isinstance(self.objective, PacedSupervised) or self.objective.settled
+        return {**scores.values, "metric": scores.main, "score": scores.value if settled else math.nan}
 
     def flops(self, batches: Sequence[Packed]) -> float:
         """Operations of the encoder's matrix products, with as much of a backward pass as what is trained needs."""
@@ -262,7 +301,7 @@ class TaskStage:
                 provenance,
                 self.rows.widen(state),
                 max_len=workload.max_len,
-                adapter=workload.lora,
+                adapter=workload.adapter,
             )
 
     def read(self, folder: Path) -> Mapping[str, Tensor]:

@@ -98,7 +98,7 @@ def _result(run: RunRecord) -> Html | None:
     if not held:
         return tag("span", "It has not been evaluated on held-out documents.") if run.steps else None
     if run.metrics:
-        best = max(run.evaluations, key=lambda line: line.get("score", -math.inf))
+        best = max(run.evaluations, key=lambda line: line["score"] if math.isfinite(line["score"]) else -math.inf)
         words = f"{run.metrics[0]} {held['score']:.4f} on the rows that score it at the last evaluation"
         if best is not held:
             words += f", {best['score']:.4f} at the best, after step {whole(best['step'])}"

@@ -12,7 +12,8 @@ from terrazzo.nn import Encoder, StackedLinear, bert, modernbert, mosaicbert
 from terrazzo.optim import AdamWConfig, MuonConfig
 from terrazzo.optim.roles import layers_above, roles, stacks
 from terrazzo.packed import Packed
-from terrazzo.tasks.lora import LoraConfig, LowRankLinear, add_lora, lora_parameters, merge_lora
+from terrazzo.tasks.adapters import LoraConfig, adapter_parameters, add_adapters, merge_adapters
+from terrazzo.tasks.adapters.lora import LowRankLinear
 
 SMALL = {"width": 32, "depth": 2, "num_heads": 2, "mlp_width": 48}
 CONFIGS = [
@@ -31,7 +32,7 @@ def a_batch() -> Packed:
 
 def perturb(encoder: Encoder) -> None:
     with torch.no_grad():
-        for parameter in lora_parameters(encoder).values():
+        for parameter in adapter_parameters(encoder).values():
             parameter.add_(torch.randn_like(parameter) * 0.3)
 
 
@@ -39,7 +40,7 @@ def perturb(encoder: Encoder) -> None:
 def test_an_adapted_model_begins_as_the_plain_one_to_the_bit(config) -> None:
     encoder, batch = Encoder(config), a_batch()
     before = encoder(batch)
-    add_lora(encoder, EVERYWHERE)
+    add_adapters(encoder, EVERYWHERE)
     assert torch.equal(encoder(batch), before)
 
 
@@ -47,7 +48,7 @@ def test_an_adapted_model_begins_as_the_plain_one_to_the_bit(config) -> None:
 def test_it_computes_the_sum_of_the_products(config) -> None:
     """Layer by layer against W + alpha / rank * B A, put together matrix by matrix."""
     encoder, x = Encoder(config), torch.randn(5, 32)
-    add_lora(encoder, EVERYWHERE)
+    add_adapters(encoder, EVERYWHERE)
     perturb(encoder)
     layer = encoder.blocks[0].attention.qkv
     rows = layer.weight.chunk(3)
@@ -60,48 +61,48 @@ def test_it_computes_the_sum_of_the_products(config) -> None:
 def test_merged_equals_unmerged_and_is_plain_again(config) -> None:
     encoder, batch = Encoder(config), a_batch()
     names, types = list(encoder.state_dict()), [type(m) for m in encoder.modules()]
-    add_lora(encoder, EVERYWHERE)
-    assert set(names) == set(encoder.state_dict()) - set(lora_parameters(encoder)), "the base keeps its names"
+    add_adapters(encoder, EVERYWHERE)
+    assert set(names) == set(encoder.state_dict()) - set(adapter_parameters(encoder)), "the base keeps its names"
     perturb(encoder)
     unmerged = encoder(batch)
-    merge_lora(encoder)
+    merge_adapters(encoder)
     assert_close(encoder(batch), unmerged, rtol=0, atol=1e-5)
     assert list(encoder.state_dict()) == names and [type(m) for m in encoder.modules()] == types
-    assert all(p.requires_grad for p in encoder.parameters()) and not lora_parameters(encoder)
+    assert all(p.requires_grad for p in encoder.parameters()) and not adapter_parameters(encoder)
     assert isinstance(encoder.blocks[0].attention.qkv, StackedLinear)
 
 
 def test_only_adapters_learn() -> None:
     encoder, batch = Encoder(CONFIGS[0]), a_batch()
-    add_lora(encoder, LoraConfig(rank=2, targets=("qkv", "mlp")))
+    add_adapters(encoder, LoraConfig(rank=2, targets=("qkv", "mlp")))
     before = copy.deepcopy(encoder.state_dict())
     optimizer = AdamWConfig(lr=0.1).build(encoder)
     for _ in range(2):
         encoder(batch).square().sum().backward()
-        assert {n for n, p in encoder.named_parameters() if p.grad is not None} == set(lora_parameters(encoder))
+        assert {n for n, p in encoder.named_parameters() if p.grad is not None} == set(adapter_parameters(encoder))
         optimizer.step()
     changed = {name for name, tensor in encoder.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == set(lora_parameters(encoder)) and len(changed) == 2 * 2 * 3
+    assert changed == set(adapter_parameters(encoder)) and len(changed) == 2 * 2 * 3
     assert {name.split(".")[-2] for name in changed} == {"qkv", "up", "down"}
 
 
 def test_a_checkpoint_of_adapters_restores_the_model() -> None:
     encoder, twin, batch = Encoder(CONFIGS[0]), Encoder(CONFIGS[0]), a_batch()
     for model in (encoder, twin):
-        add_lora(model, EVERYWHERE)
+        add_adapters(model, EVERYWHERE)
     perturb(encoder)
     twin.load_state_dict({name: tensor.clone() for name, tensor in encoder.state_dict().items()}, assign=True)
     for model in (twin, copy.deepcopy(encoder)):
         assert torch.equal(model(batch), encoder(batch))
-        merge_lora(model)
+        merge_adapters(model)
         assert_close(model(batch), encoder(batch), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", [AdamWConfig(lr=0.01, layer_decay=0.5), MuonConfig(lr=0.01)])
 def test_optimizers_see_matrices(optimizer) -> None:
     model = nn.ModuleDict({"encoder": Encoder(CONFIGS[0]), "head": nn.Linear(32, 2)})
-    add_lora(model["encoder"], EVERYWHERE)
-    names = set(lora_parameters(model))
+    add_adapters(model["encoder"], EVERYWHERE)
+    names = set(adapter_parameters(model))
     assert {roles(model)[name] for name in names} == {"matrix"} and {stacks(model)[name] for name in names} == {1}
     assert {layers_above(model)[name] for name in names} == {0, 1}
     built = optimizer.build(model)
@@ -132,7 +133,7 @@ def test_bad_options_are_named() -> None:
             LoraConfig(**fields)
     encoder = Encoder(CONFIGS[0])
     with pytest.raises(InputError, match="lora.rank 32: the model's matrices have rank 32"):
-        add_lora(encoder, LoraConfig(rank=32))
-    add_lora(encoder, LoraConfig())
+        add_adapters(encoder, LoraConfig(rank=32))
+    add_adapters(encoder, LoraConfig())
     with pytest.raises(ValueError, match="adapters already"):
-        add_lora(encoder, LoraConfig())
+        add_adapters(encoder, LoraConfig())
