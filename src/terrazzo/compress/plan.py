@@ -1,0 +1,83 @@
+"""What is kept of a model, where it is meant to run, and how fast it should be there: a plan as a JSON file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from terrazzo.compress.goal import Goal
+from terrazzo.compress.sites import Site, find_site
+from terrazzo.config import config, from_dict, read_file, to_dict
+from terrazzo.errors import InputError
+from terrazzo.nn import EncoderConfig
+from terrazzo.provenance import write_json_atomic
+from terrazzo.runtime import Precision
+from terrazzo.runtime.folder import RuntimeName
+
+FORMAT = "terrazzo-plan-1"
+
+
+@config
+class Plan:
+    """The chosen size of every site that is cut.
+
+    Args:
+        sizes: structures that each site keeps, by its name ("heads.0": heads, "units.0": inner units).
+        target: what was asked for.
+        predicted_ms: of a batch of documents of `lengths`, by the latency table of `machine`.
+        threads: that the prediction is for.
+        seed: of the search that found it.
+        machine: key of the machine whose times they are; they hold on no other.
+    """
+
+    sizes: dict[str, int]
+    runtime: RuntimeName
+    precision: Precision
+    target: Goal
+    predicted_ms: float
+    lengths: tuple[int, ...]
+    threads: int
+    seed: int
+    machine: str
+
+    def __post_init__(self) -> None:
+        for name, size in self.sizes.items():
+            Site.parse(name)
+            if size < 0:
+                raise InputError(f"sizes: {name} keeps {size}, which is less than 0")
+
+
+def write_plan(path: str | Path, plan: Plan) -> None:
+    """Write `plan` as a whole JSON file."""
+    write_json_atomic(path, {"format": FORMAT, **to_dict(plan)})
+
+
+def read_plan(path: str | Path) -> Plan:
+    """The plan of a file.
+
+    Raises:
+        InputError: no such file, or not a plan; the message names the field.
+    """
+    values = read_file(path)
+    if (found := values.pop("format", None)) != FORMAT:
+        raise InputError(f"{path}: format is {found!r}, a plan has {FORMAT!r}")
+    return from_dict(Plan, values, str(path))
+
+
+def sized(config: EncoderConfig, sizes: Mapping[str, int]) -> EncoderConfig:
+    """The config of an encoder cut to `sizes`; heads are the first ones, as their numbers do not change what runs.
+
+    Raises:
+        InputError: a site that the encoder lacks, or a size beyond what it has.
+    """
+    heads = [config.layer_heads(layer) for layer in range(config.depth)]
+    widths = [config.layer_mlp_width(layer) for layer in range(config.depth)]
+    for name, size in sizes.items():
+        site = find_site(name, config)
+        if not 0 <= size <= site.size(config):
+            raise InputError(f"{name} keeps {size}, it has {site.size(config)}")
+        if site.kind == "heads":
+            heads[site.layer] = heads[site.layer][:size]
+        else:
+            widths[site.layer] = size
+    return config.replace(kept_heads=tuple(heads), mlp_widths=tuple(widths))
