@@ -95,12 +95,14 @@ def guess(model: MaskedLM, top_k: int) -> Forward:
 
     def forward(encoder: EncoderLike, batch: Packed) -> Sequence[Guesses]:
         assert batch.masked_M is not None, "no document says where its masks are"
-        best = [
-            model.logits(hidden_MD).float().softmax(-1).topk(top_k)
-            for hidden_MD in encoder(batch, batch.masked_M).split(rows)
-        ]
-        ids_MK = torch.cat([part.indices for part in best]).cpu().numpy()
-        probabilities_MK = torch.cat([part.values for part in best]).cpu().numpy()
+        hidden_MD = encoder(batch, batch.masked_M)
+        # Made beforehand: small pieces that stay, between large ones that go, would hold the memory of these.
+        ids_MK = np.empty((len(hidden_MD), top_k), dtype=np.int64)
+        probabilities_MK = np.empty((len(hidden_MD), top_k), dtype=np.float32)
+        for first in range(0, len(hidden_MD), rows):
+            part = slice(first, first + rows)
+            best = model.logits(hidden_MD[part]).float().softmax(-1).topk(top_k)
+            ids_MK[part], probabilities_MK[part] = best.indices.cpu(), best.values.cpu()
         ends = torch.searchsorted(batch.masked_M, batch.cu_seqlens[1:].long()).tolist()
         return [
             Guesses(ids_MK=ids_MK[first:last], probabilities_MK=probabilities_MK[first:last])
