@@ -15,6 +15,8 @@ from terrazzo.errors import InputError
 
 #: Units that a budget is cut into.
 BUCKETS = 10_000
+#: A number for each level of each site.
+Table = Sequence[Sequence[float]] | Sequence[np.ndarray]
 
 
 class Unreachable(InputError):
@@ -31,8 +33,8 @@ class Unreachable(InputError):
 
 
 def choose_levels(
-    costs: Sequence[Sequence[float]] | Sequence[np.ndarray],
-    prices: Sequence[Sequence[float]] | Sequence[np.ndarray],
+    costs: Table,
+    prices: Table,
     budget: float,
     buckets: int = BUCKETS,
 ) -> list[int]:
@@ -68,15 +70,16 @@ def choose_levels(
     return _traced(tables, units_SL, int(best_U.argmin()))
 
 
-def total(values: Sequence[Sequence[float]] | Sequence[np.ndarray], levels: Sequence[int]) -> float:
+def total(values: Table, levels: Sequence[int]) -> float:
     """The sum of what the chosen levels cost or take."""
-    return float(sum(values_L[level] for values_L, level in zip(values, levels, strict=True)))
+    assert len(values) == len(levels), (len(values), len(levels))
+    return float(sum(values[site][level] for site, level in enumerate(levels)))
 
 
 def _extended(best_U: np.ndarray, costs_L: np.ndarray, units_L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The least cost at every number of units with one site more, and the level of that site there."""
     extended_U, level_U = np.full(len(best_U), np.inf), np.zeros(len(best_U), dtype=np.int32)
-    for level, (cost, units) in enumerate(zip(costs_L, units_L, strict=True)):
+    for level, (cost, units) in enumerate(zip(costs_L.tolist(), units_L.tolist(), strict=True)):
         if units >= len(best_U):
             continue
         with_U = best_U[: len(best_U) - units] + cost
@@ -109,9 +112,7 @@ def _cheapest(costs_L: np.ndarray, prices_L: np.ndarray) -> int:
     return int(np.lexsort((costs_L, prices_L))[0])
 
 
-def _checked(
-    costs: Sequence[Sequence[float]] | Sequence[np.ndarray], prices: Sequence[Sequence[float]] | Sequence[np.ndarray]
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _checked(costs: Table, prices: Table) -> tuple[list[np.ndarray], list[np.ndarray]]:
     costs_SL = [np.asarray(costs_L, dtype=np.float64) for costs_L in costs]
     prices_SL = [np.asarray(prices_L, dtype=np.float64) for prices_L in prices]
     if [len(costs_L) for costs_L in costs_SL] != [len(prices_L) for prices_L in prices_SL]:
