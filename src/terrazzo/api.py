@@ -20,7 +20,7 @@ from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig, MaskedLM
 from terrazzo.nn.backends import BACKENDS
 from terrazzo.runtime import Runtime, TorchRuntime
-from terrazzo.runtime.folder import is_exported, open_runtime
+from terrazzo.runtime.folder import is_exported, load_weights, open_runtime, read_record
 from terrazzo.tasks import Encoded, Result
 from terrazzo.tasks.forward import POOLINGS, Pooling, Prediction, embed, fill, run, run_chunks
 from terrazzo.tasks.model import (
@@ -69,8 +69,10 @@ def load(
     if backend is not None and backend not in BACKENDS:
         raise InputError(f"backend={backend!r}: {nearest(backend, BACKENDS)}")
     folder = model_folder(path)
-    if is_exported(folder) and (device, dtype, backend) == (None, None, None):
-        return _exported(folder)
+    if is_exported(folder):
+        if (device, dtype, backend) == (None, None, None):
+            return _exported(folder)
+        read_record(folder, run="torch")
     if is_task_folder(folder):
         loaded = load_task_model(folder, device, dtype or torch.float32, backend)
         return Model(loaded.model.encoder, loaded.tokenizer, loaded)
@@ -83,7 +85,7 @@ def _exported(folder: Path) -> Model:
     runtime = open_runtime(folder)
     task = load_task_head(folder) if is_task_folder(folder) else None
     tokenizer = load_tokenizer(folder, runtime.config) if task is None else task.tokenizer
-    return Model(functools.partial(load_model, folder), tokenizer, task, runtime)
+    return Model(functools.partial(load_weights, folder), tokenizer, task, runtime)
 
 
 class Model:

@@ -35,6 +35,13 @@ def exported(source, tmp_path):
     return folder
 
 
+def swap(file, place) -> None:
+    """Change one byte."""
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
 def rewrite(folder, **fields) -> None:
     values = json.loads((folder / RECORD).read_text())
     (folder / RECORD).write_text(json.dumps(values | fields))
@@ -60,6 +67,11 @@ def test_a_model_that_was_not_exported_runs_on_pytorch(source) -> None:
         ("encoder.bin", lambda file: file.write_bytes(file.read_bytes()[::-1]), "encoder.bin: is not the file that"),
         ("model.safetensors", lambda file: file.write_bytes(b"short"), "model.safetensors: has 5 bytes"),
         ("head.safetensors", lambda file: file.unlink(), "head.safetensors: missing"),
+        ("head.safetensors", lambda file: swap(file, -1), "head.safetensors: is not the file that"),
+        ("tokenizer.json", lambda file: swap(file, 40), "tokenizer.json: is not the file that"),
+        ("config.json", lambda file: swap(file, 40), "config.json: is not the file that"),
+        ("task.json", lambda file: swap(file, 40), "task.json: is not the file that"),
+        (RECORD, lambda file: file.unlink(), "runtime.json: missing beside encoder.xml"),
         (RECORD, lambda file: file.write_text('{"format": '), "runtime.json: does not parse"),
         (RECORD, lambda file: file.write_text('{"format": "terrazzo-runtime-9"}'), "another version of terrazzo"),
         (RECORD, lambda file: file.write_text('{"format": "terrazzo-runtime-1"}'), "runtime.json: .*files"),
@@ -78,11 +90,26 @@ def test_a_record_without_its_graph_is_refused(exported) -> None:
 
 
 def test_weights_of_the_same_size_are_compared_when_asked(exported) -> None:
-    weights = exported / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
-    read_record(exported)
+    swap(exported / "model.safetensors", -1)
+    message = "model.safetensors: is not the file that was written"
+    opened = terrazzo.load(exported)
+    for read in (
+        lambda: read_record(exported, verify=True),
+        lambda: opened.network,
+        lambda: terrazzo.load(exported, device="cpu"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read()
+
+
+def test_weights_that_run_are_compared_unless_they_are_large(source, tmp_path, monkeypatch) -> None:
+    folder = shutil.copytree(source, tmp_path / "torch")
+    write_record(folder, runtime="torch", precision="fp32", max_len=32)
+    swap(folder / "model.safetensors", -1)
     with pytest.raises(InputError, match="model.safetensors: is not the file that was written"):
-        read_record(exported, verify=True)
+        terrazzo.load(folder)
+    monkeypatch.setattr(folder_module, "_CHEAP", 100)
+    assert terrazzo.load(folder).runtime.name == "torch"
 
 
 @pytest.mark.parametrize(("half_range", "refused"), [(False, True), (True, False)])

@@ -16,7 +16,7 @@ from terrazzo.checkpoint import load_config, load_model
 from terrazzo.checkpoint.atomic import standing
 from terrazzo.config import config, from_dict, to_dict
 from terrazzo.errors import InputError
-from terrazzo.nn import MaskedLM
+from terrazzo.nn import Encoder, MaskedLM
 from terrazzo.provenance import provenance, write_json_atomic
 from terrazzo.runtime.agreement import Agreement
 from terrazzo.runtime.contract import Precision, Runtime, TorchRuntime
@@ -33,7 +33,7 @@ GRAPHS: dict[RuntimeName, tuple[str, ...]] = {
     "openvino": ("encoder.xml", "encoder.bin"),
     "onnx": ("encoder.onnx",),
 }
-#: Bytes of a graph that are read again to be hashed whenever it is opened: a tenth of a second's worth.
+#: Bytes of a graph, or of weights, that are read again to be hashed whenever they are opened: two tenths of a second.
 _CHEAP = 200_000_000
 _AGAIN = "copy the folder again, or export the model again"
 
@@ -76,8 +76,18 @@ class RuntimeRecord:
 
 
 def is_exported(folder: str | Path) -> bool:
-    """Whether a model folder names a runtime of its own."""
-    return (standing(folder) / RECORD).is_file()
+    """Whether a model folder names a runtime of its own.
+
+    Raises:
+        InputError: it has a graph and has lost its runtime.json.
+    """
+    folder = standing(folder)
+    if (folder / RECORD).is_file():
+        return True
+    for graph, *_ in filter(None, GRAPHS.values()):
+        if (folder / graph).is_file():
+            raise InputError(f"{folder / RECORD}: missing beside {graph}, so the folder is not whole: {_AGAIN}")
+    return False
 
 
 def write_record(folder: Path, **values: Any) -> RuntimeRecord:
@@ -93,23 +103,36 @@ def write_record(folder: Path, **values: Any) -> RuntimeRecord:
     return record
 
 
-def read_record(folder: str | Path, verify: bool = False) -> RuntimeRecord:
-    """The runtime.json of an exported folder whose files are all there, of their sizes.
+def read_record(folder: str | Path, verify: bool = False, run: RuntimeName | None = None) -> RuntimeRecord:
+    """The runtime.json of an exported folder whose files are all there, of their sizes, and are what was written.
+
+    Hashes are compared of every file but graphs and weights; of those, what `run` reads, where that is quick.
 
     Args:
-        verify: compare the hash of every file; without, of the graph alone, where that is quick.
+        verify: compare the hash of every file.
+        run: the runtime that is to read the folder; None is the one that it was exported for.
 
     Raises:
         InputError: no or a damaged runtime.json, or a file that is missing or is not what was written.
     """
     folder = standing(folder)
-    record = from_dict(RuntimeRecord, _values(folder / RECORD), str(folder / RECORD))
+    record = from_dict(RuntimeRecord, read_values(folder / RECORD), str(folder / RECORD))
     missing = [name for name in GRAPHS[record.runtime] if name not in record.files]
     if missing:
         raise InputError(f"{folder / RECORD}: lists no {missing[0]}, the graph of {record.runtime}; {_AGAIN}")
+    unread = set() if verify else _unread(record.files, run or record.runtime)
     for name, stored in record.files.items():
-        _check(folder / name, stored, verify or (name in GRAPHS[record.runtime] and stored.bytes <= _CHEAP))
+        _check(folder / name, stored, name not in unread)
     return record
+
+
+def _unread(files: Mapping[str, StoredFile], run: RuntimeName) -> set[str]:
+    """The graphs and weights whose hashes are not compared: what does not run, and what would take long to read."""
+    weights = {name for name in files if is_weights(name) and not name.endswith(".json")}
+    numbers = weights.union(*GRAPHS.values()) & files.keys()
+    running = weights if run == "torch" else set(GRAPHS[run])
+    cheap = sum(files[name].bytes for name in running) <= _CHEAP
+    return numbers - running if cheap else numbers
 
 
 def open_runtime(
@@ -144,6 +167,16 @@ def open_runtime(
     return opener.open(graph, load_config(folder), record.precision, **settings, threads=threads or machine.cores)
 
 
+def load_weights(folder: str | Path) -> MaskedLM | Encoder:
+    """The model of an exported folder in PyTorch.
+
+    Raises:
+        InputError: the folder is damaged or partial.
+    """
+    read_record(folder, run="torch")
+    return load_model(folder)
+
+
 def cautions(record: RuntimeRecord, machine: Machine) -> list[str]:
     """What a person should know who opens on `machine` what another machine exported."""
     if machine.key == record.machine.key:
@@ -175,7 +208,12 @@ def _torch(folder: Path, precision: Precision, settings: Mapping[str, Any]) -> T
     return TorchRuntime(network.encoder if isinstance(network, MaskedLM) else network, **settings)
 
 
-def _values(file: Path) -> Mapping[str, Any]:
+def read_values(file: Path) -> Mapping[str, Any]:
+    """The fields of a runtime.json.
+
+    Raises:
+        InputError: it is missing, does not parse, or another version wrote it.
+    """
     if not file.is_file():
         raise InputError(f"{file}: missing; this is not an exported folder: terrazzo export MODEL --out DIR makes one")
     try:
