@@ -521,6 +521,16 @@ def test_a_whole_model_opens_between_any_two_steps_of_a_replacement(exchange, tm
     assert set(seen) == {1, 2} and seen == sorted(seen)
 
 
+@pytest.mark.parametrize("name", ["n" * 245, "n" * 300, "file/model", "null"])
+def test_a_name_that_cannot_be_made_is_told(name, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    if name == "null":
+        monkeypatch.setattr(Path, "mkdir", lambda *given, **fields: os.mkdir("/proc/absent"))
+    with pytest.raises(InputError, match=f"{name}: cannot be made .*: name another folder"):
+        save_model(tmp_path / name, small_encoder(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_full_disk_leaves_the_old_model(tmp_path):
     folder = save_model(tmp_path / "model", small_encoder(1))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -149,6 +153,58 @@ def test_an_interrupted_export_leaves_nothing(model, tmp_path, monkeypatch, inte
     with pytest.raises(KeyboardInterrupt):
         export(model, tmp_path / "out", "torch", log=silent)
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+SLOW = """
+import sys, time
+from terrazzo.tasks import export
+export.choose = lambda *given: (print("begun", flush=True), time.sleep(60))
+export.export(sys.argv[1], sys.argv[2], "torch")
+"""
+
+
+def test_a_terminated_export_leaves_nothing(model, tmp_path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", SLOW, str(model), str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout.readline() == b"begun\n" and list(tmp_path.glob(".out.*.tmp"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_no_export_wrote_are_not_deleted(model, tmp_path) -> None:
+    out = tmp_path / "out"
+    export(model, out, "torch", log=silent)
+    (out / "deep").mkdir()
+    for name in ("notes.txt", "deep/rows.csv"):
+        (out / name).write_text("mine")
+    with pytest.raises(InputError, match=r"no export wrote \(deep/rows.csv, notes.txt\): move them elsewhere"):
+        export(model, out, "torch", log=silent)
+    assert (out / "notes.txt").read_text() == (out / "deep" / "rows.csv").read_text() == "mine"
+    (out / "runtime.json").write_text("{")
+    with pytest.raises(InputError, match=r"no export wrote \(config.json, .* and \d+ more\)"):
+        export(model, out, "torch", log=silent)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 3e38])
+def test_damaged_weights_are_told(model, tmp_path, value) -> None:
+    loaded = load_task_model(model)
+    with torch.no_grad():
+        loaded.model.encoder.embeddings.norm.weight[3:] = value
+    save_task_model(tmp_path / "broken", loaded.model, model / "tokenizer.json", max_len=32)
+    name = r"encoder\.embeddings\.norm\.weight holds numbers" if value != value else "its vectors"
+    with pytest.raises(InputError, match=rf"broken: {name} .*not finite.*so its weights are damaged"):
+        export(tmp_path / "broken", tmp_path / "out", "torch", log=silent)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_changed_by_hand_is_no_source(model, tmp_path) -> None:
+    export(model, tmp_path / "first", "openvino", log=silent)
+    weights = tmp_path / "first" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match="model.safetensors: is not the file that was written"):
+        export(tmp_path / "first", tmp_path / "out", "torch", log=silent)
 
 
 def test_too_few_texts_are_refused_with_the_number_needed(model, tmp_path) -> None:

@@ -6,15 +6,28 @@ import ctypes
 import errno
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from terrazzo.data.files import sync_folder
 from terrazzo.errors import InputError
 
 #: The file that says a folder is ours to replace.
 RECORD = "terrazzo.json"
+_OF_NAMES = (
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -23,24 +36,52 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A new folder to fill, which takes the name `path` on leaving the block and vanishes if the block raises.
 
     Everything in it is flushed to disk first. An older model folder of that name stays whole until the new one replaces
-    it, in one step where the file system can exchange two names.
+    it, in one step where the file system can exchange two names. SIGTERM ends the process only after what was begun is
+    removed, unless the program handles it otherwise.
 
     Raises:
-        InputError: `path` is a file or a folder that holds something else than a model.
+        InputError: `path` is a file, a folder that holds something else than a model, or a name that cannot be made.
     """
     path = Path(path).resolve()
-    _refuse_foreign(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
+    with unwound_by_sigterm():
+        with usable(path):
+            temporary = _begin(path)
+        try:
+            yield temporary
+            _flush(temporary)
+            _take_name(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def usable(path: str | Path) -> Iterator[None]:
+    """Raise InputError in place of the system's errors that lie in a name that the person chose."""
     try:
-        yield temporary
-        _flush(temporary)
-        _take_name(temporary, path)
-        sync_folder(path.parent)
+        yield
+    except OSError as error:
+        if error.errno not in _OF_NAMES:
+            raise
+        raise InputError(f"{path}: cannot be made ({error.strerror}): name another folder") from None
+
+
+@contextmanager
+def unwound_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises SystemExit in the block, a second one ends the process at once; a program's own handler stays."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def standing(path: str | Path) -> Path:
@@ -48,6 +89,16 @@ def standing(path: str | Path) -> Path:
     path = Path(path)
     previous = _previous(path.resolve())
     return previous if previous.is_dir() and not path.exists() else path
+
+
+def _begin(path: Path) -> Path:
+    """The empty folder that is to become `path`."""
+    _refuse_foreign(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    return temporary
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
 from terrazzo.errors import InputError, RunError
+
+#: What only the person can mend, by another name or other rights.
+_OF_NAMES = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 app = typer.Typer(
     add_completion=False,
@@ -30,12 +34,14 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
+        if error.errno in _OF_NAMES and error.filename is not None:
+            _fail(InputError(f"{error.filename}: {error.strerror}: name another file or folder"), 2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _fail(RunError(f"the disk is full ({error}): free some space and start the same command again"), 3)
 
 
-def _fail(error: Exception, status: int) -> None:
+def _fail(error: Exception, status: int) -> NoReturn:
     rank = int(os.environ.get("RANK", 0))
     # Every rank refuses the same input; what ends a run may be known to one alone.
     if rank == 0 or isinstance(error, RunError):

@@ -38,6 +38,7 @@ def bench(
     """Every runtime and precision on this machine: texts/s, latency, memory, start, agreement with fp32."""
     from rich.console import Console
 
+    from terrazzo.checkpoint.atomic import unwound_by_sigterm
     from terrazzo.config import to_dict
     from terrazzo.provenance import provenance, write_json_atomic
     from terrazzo.runtime.bench import measure, recommendation
@@ -47,7 +48,7 @@ def bench(
     if json_file is not None and json_file.is_dir():
         raise InputError(f"--json {json_file}: is a folder; name a file in it")
     console, rows = Console(), read_texts(texts)
-    with tempfile.TemporaryDirectory(prefix="terrazzo-bench-") as name:
+    with unwound_by_sigterm(), tempfile.TemporaryDirectory(prefix="terrazzo-bench-") as name:
         work = Path(name)
         judged, calibration = _split(rows, work)
         folders, left_out = _exported(model, work, calibration, runtime, precision, console)

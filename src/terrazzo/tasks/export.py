@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -10,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+import torch
 from tokenizers import Tokenizer
 
 from terrazzo.checkpoint import atomic_folder, load_model, load_tokenizer
 from terrazzo.checkpoint.atomic import RECORD as MODEL_RECORD
-from terrazzo.checkpoint.atomic import standing
+from terrazzo.checkpoint.atomic import standing, usable
 from terrazzo.checkpoint.folder import FORMAT
 from terrazzo.checkpoint.tokenizer import TOKENIZER
 from terrazzo.config import nearest
@@ -32,8 +34,11 @@ from terrazzo.runtime.folder import (
     is_exported,
     is_weights,
     model_files,
+    read_record,
+    read_values,
     write_record,
 )
+from terrazzo.runtime.folder import RECORD as RUNTIME_RECORD
 from terrazzo.runtime.quantise import LEAST_TEXTS, Target
 from terrazzo.tasks.calibration import Calibration, alike, made_up, read_calibration
 from terrazzo.tasks.model import LoadedTask, is_task_folder, load_task_model, model_folder, write_task_model
@@ -141,7 +146,9 @@ def export(
     began = time.perf_counter()
     asked, exact = _checked(runtime, precision, calibration)
     opened, out = open_source(source), Path(out)
-    _refuse(out, opened.folder)
+    with usable(out):
+        _refuse(out, opened.folder)
+    _refuse_damaged(opened)
     texts = _texts(opened, calibration, fields)
     names = _candidates(asked, exact)
     with atomic_folder(out) as folder:
@@ -159,6 +166,10 @@ def export(
         chosen = choose(builder.openers(names), opened.encoder.config, exact)
         built = builder.build(chosen.choice.runtime)
         agreement = built.agreement or judge(built.open(None))
+        if not math.isfinite(agreement.mean):
+            raise InputError(
+                f"{opened.folder}: its vectors are not finite in fp32 or in {exact}, so its weights are damaged"
+            )
         builder.keep(built, folder)
         record = write_record(
             folder,
@@ -191,6 +202,8 @@ def open_source(path: str | Path) -> Source:
         InputError: not a model folder, or a damaged one.
     """
     folder = standing(model_folder(path))
+    if is_exported(folder):
+        read_record(folder, run="torch")
     if is_task_folder(folder):
         loaded = load_task_model(folder)
         loaded.model.eval()
@@ -220,6 +233,35 @@ def _refuse(out: Path, source: Path) -> None:
         raise InputError(f"--out {out}: is the model itself; name another folder")
     if (out / MODEL_RECORD).is_file() and not is_exported(out):
         raise InputError(f"--out {out}: holds a model that was not exported and would be replaced; name another folder")
+    if foreign := _foreign(out):
+        named = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        raise InputError(
+            f"--out {out}: would be replaced as a whole, with files in it that no export wrote ({named}): move them "
+            "elsewhere, or name another folder"
+        )
+
+
+def _foreign(out: Path) -> list[str]:
+    """What lies in an exported folder and is not of the export; all of it where runtime.json cannot be read."""
+    if not (out / RUNTIME_RECORD).is_file():
+        return []
+    try:
+        files = read_values(out / RUNTIME_RECORD).get("files")
+    except InputError:
+        files = None
+    known = {*files, RUNTIME_RECORD} if isinstance(files, dict) else {RUNTIME_RECORD}
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_symlink() or not path.is_dir()}
+    return sorted(found - known)
+
+
+def _refuse_damaged(source: Source) -> None:
+    module = source.network if source.task is None else source.task.model
+    for name, parameter in module.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise InputError(
+                f"{source.folder}: {name} holds numbers that are not finite, so its weights are damaged: copy the "
+                "folder again, or take an earlier checkpoint"
+            )
 
 
 def _candidates(runtime: Asked, precision: Precision) -> tuple[RuntimeName, ...]:
