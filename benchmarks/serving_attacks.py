@@ -70,9 +70,8 @@ async def send_all(
                 continue
             statuses[str(reply.status)] += 1
             finding.expect(reply.status < 500, f"{name}: {reply.status} to {request[:300]!r}")
-            finding.expect(
-                may_close or _well_formed(reply), f"{name}: {reply.status} with the body {reply.body[:200]!r}"
-            )
+            page = may_close and reply.status < 400
+            finding.expect(page or _well_formed(reply), f"{name}: {reply.status} with the body {reply.body[:200]!r}")
             if (reply.header("connection") or "").lower() == "close" or may_close:
                 connection = await _again(connection, port)
         connection.close()

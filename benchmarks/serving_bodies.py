@@ -139,6 +139,22 @@ def _surrogates(dice: random.Random, good: dict[str, Any]) -> tuple[bytes, str]:
     return _written(dice, good, f'"{dice.choice(texts)}"'), JSON
 
 
+def _document_fields(dice: random.Random, good: dict[str, Any]) -> tuple[bytes, str]:
+    """Documents with fields to give back, whatever the endpoint."""
+    value = dice.choice(["1" + "0" * 30, "-9223372036854775809", "NaN", "-1e999", "18446744073709551615", "1e308"])
+    inner = dice.choice([value, f"[{value}]", f'{{"a": {value}}}', "[" * 190 + value + "]" * 190])
+    rest = json.dumps({key: other for key, other in good.items() if key != "documents"} | {"return_documents": True})
+    return f'{rest[:-1]}, "documents": [{{"text": "a", "id": {inner}}}]}}'.encode(), JSON
+
+
+def _problem(dice: random.Random, good: dict[str, Any]) -> tuple[bytes, str]:
+    problem = dice.choice(["mood", "", "\0", "é" * 300])
+    rows = (
+        {"input": [{"text": "a text", "problem": problem}, "a text"]} if dice.random() < 0.5 else {"problem": problem}
+    )
+    return _dumps({**good, **rows}), JSON
+
+
 def _written(dice: random.Random, good: dict[str, Any], value: str) -> bytes:
     """The body with what is written as `value` in the place of a field's value, or in a list there."""
     key = dice.choice(list(good))
@@ -215,6 +231,8 @@ _BREAKINGS: list[tuple[str, Breaking]] = [
         _nested,
         _numbers,
         _surrogates,
+        _document_fields,
+        _problem,
         _bad_utf8,
         _other_encoding,
         _gzip_claim,
@@ -230,8 +248,8 @@ _BREAKINGS: list[tuple[str, Breaking]] = [
 
 
 def large_requests(models: Mapping[str, str | None]) -> Iterator[tuple[str, bytes]]:
-    """A few that are large: a text of 100,000 words, 10,000 texts, megabytes of nothing, huge token ids."""
-    embeddings = {"model": models.get("/v1/embeddings")}
+    """A few that are large: a text of 100,000 words, 10,000 texts, megabytes of nothing, millions of guesses."""
+    embeddings, masks = {"model": models.get("/v1/embeddings")}, {"model": models.get("/v1/fill_mask")}
     bodies = {
         "a text of 100,000 words": {**embeddings, "input": "word " * 100_000},
         "10,000 texts": {**embeddings, "input": ["a text"] * 10_000},
@@ -240,11 +258,14 @@ def large_requests(models: Mapping[str, str | None]) -> Iterator[tuple[str, byte
         "a word of a megabyte": {**embeddings, "input": "x" * 10**6},
         "a megabyte of spaces": {**embeddings, "input": " " * 10**6},
         "a megabyte of joiners": {**embeddings, "input": "\u200d" * 300_000},
+        "3,060,000 guesses": {**masks, "input": ["[MASK]" * 510] * 6, "top_k": 1000},
+        "100,000 guesses": {**masks, "input": ["[MASK]" * 50] * 2, "top_k": 1000},
         "2 MB of brackets": None,
     }
     for name, value in bodies.items():
         body = b"[" * 2_000_000 if value is None else _dumps(value)
-        head = f"POST /v1/embeddings HTTP/1.1\r\nhost: {HOST}\r\n{JSON}content-length: {len(body)}\r\n\r\n"
+        path = "/v1/fill_mask" if "guesses" in name else "/v1/embeddings"
+        head = f"POST {path} HTTP/1.1\r\nhost: {HOST}\r\n{JSON}content-length: {len(body)}\r\n\r\n"
         yield name, head.encode() + body
 
 
@@ -253,6 +274,7 @@ def broken_http() -> Iterator[tuple[str, bytes]]:
     host = f"host: {HOST}\r\n"
     post = f"POST /v1/embeddings HTTP/1.1\r\n{host}{JSON}"
     yield "no HTTP", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 200
+    yield "a line of 80 kB", b"GET /" + b"a" * 80_000 + b" HTTP/1.1\r\n" + host.encode() + b"\r\n"
     yield "a line of a megabyte", b"GET /" + b"a" * 10**6 + b" HTTP/1.1\r\n" + host.encode() + b"\r\n"
     yield "headers of a megabyte", f"GET / HTTP/1.1\r\n{host}x: {'a' * 10**6}\r\n\r\n".encode()
     yield "10,000 headers", (f"GET / HTTP/1.1\r\n{host}" + "x: y\r\n" * 10_000 + "\r\n").encode()
@@ -282,3 +304,5 @@ def broken_http() -> Iterator[tuple[str, bytes]]:
             "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
         ).encode(),
     )
+    yield "half a websocket", f"{post}upgrade: websocket\r\nconnection: upgrade\r\ncontent-length: 2\r\n\r\n".encode()
+    yield "an offer of HTTP/2", f"{post}upgrade: h2c\r\nconnection: upgrade\r\ncontent-length: 2\r\n\r\n{{}}".encode()
