@@ -1,0 +1,306 @@
+"""Gradients example by example, and their second moments in blocks along the rows of a matrix, inverted.
+
+Shapes: O rows and I columns of a matrix, N examples, K blocks, B entries of a block, G groups of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from terrazzo.compress.masks import single_matrices
+from terrazzo.errors import InputError
+from terrazzo.objectives import SupervisedConfig
+from terrazzo.packed import Packed
+from terrazzo.tasks.batches import collate
+from terrazzo.tasks.labelled import LabelledRows
+from terrazzo.tasks.model import TaskModel
+
+Method = Literal["auto", "direct", "woodbury"]
+#: Blocks that are inverted at once in float64.
+CHUNK = 2048
+
+
+class GradientStream(Protocol):
+    """Gradients of a loss at the present weights, one example after the other, as often as it is asked."""
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        ...
+
+    def __call__(self, names: Sequence[str]) -> Iterator[Mapping[str, Tensor]]:
+        """For every example the gradient of each named matrix."""
+        ...
+
+
+class TaskGradients:
+    """Per-example gradients of a task's loss with dropout off, by the names of `single_matrices(model.encoder)`.
+
+    One backward pass an example: gradients of batches would make the Fisher matrix depend on the size of a batch.
+
+    Args:
+        examples: one batch for each example, see `examples_of`; the loss is the mean over its predictions.
+    """
+
+    def __init__(self, model: TaskModel, examples: Sequence[Packed], options: SupervisedConfig | None = None) -> None:
+        if not examples:
+            raise InputError("gradients: there are no examples with an answer; give labelled rows")
+        self.model, self.examples, self.options = model, examples, options or SupervisedConfig()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __call__(self, names: Sequence[str]) -> Iterator[Mapping[str, Tensor]]:
+        wanted = dict.fromkeys(name.partition(":")[0] for name in names)
+        weights = [self.model.encoder.get_parameter(name) for name in wanted]
+        counts = {name: len(single_matrices(self.model.encoder, [name])) for name in wanted}
+        with _differentiable(self.model, weights):
+            for example in self.examples:
+                loss = self.model.task_loss(example, self.options)
+                found = dict(zip(wanted, torch.autograd.grad(loss.sum / loss.weight, weights), strict=True))
+                yield {name: _part(found, counts, name) for name in names}
+
+
+def _part(whole: Mapping[str, Tensor], counts: Mapping[str, int], name: str) -> Tensor:
+    base, _, part = name.partition(":")
+    return whole[base].chunk(counts[base])[int(part)] if part else whole[base]
+
+
+def examples_of(rows: LabelledRows, most: int | None = None) -> list[Packed]:
+    """One batch for each of the first `most` rows that have an answer, with all documents that the row became."""
+    answered = [list(documents) for documents in rows.documents if documents and documents[0].label is not None]
+    return [collate(documents) for documents in answered[:most]]
+
+
+@contextmanager
+def _differentiable(model: nn.Module, weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Dropout off and gradients on for these weights; afterwards all as it was."""
+    training = [module for module in model.modules() if module.training]
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    model.eval()
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+        for module in training:
+            module.training = True
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """How the entries of a matrix lie in blocks of at most the size asked for, all of one width.
+
+    Args:
+        shape: rows and columns of the matrix.
+        width: entries of a block; the last block of a line is filled up with zeros.
+        across_rows: the whole matrix is one line; else every row is one.
+    """
+
+    shape: tuple[int, int]
+    width: int
+    across_rows: bool = False
+
+    @classmethod
+    def of(cls, shape: Sequence[int], block: int, multiple: int = 1, across_rows: bool = False) -> BlockLayout:
+        """Lines cut into the fewest blocks of at most `block` entries, as evenly as multiples of `multiple` allow.
+
+        Raises:
+            InputError: `block` is not a positive multiple of `multiple`.
+        """
+        if block < 1 or block % multiple:
+            raise InputError(f"block {block}: must be a positive multiple of {multiple}, the size of a group")
+        rows, columns = shape
+        line = rows * columns if across_rows else columns
+        even = -(-line // max(1, -(-line // block)))
+        return cls((rows, columns), max(multiple, -(-even // multiple) * multiple), across_rows)
+
+    @property
+    def num_blocks(self) -> int:
+        rows, columns = self.shape
+        return -(-rows * columns // self.width) if self.across_rows else rows * -(-columns // self.width)
+
+    def cut(self, values: Tensor) -> Tensor:
+        """`(..., O, I)` as `(..., K, B)`."""
+        lines = values.flatten(-2).unsqueeze(-2) if self.across_rows else values
+        padded = F.pad(lines, (0, -lines.shape[-1] % self.width))
+        return padded.unflatten(-1, (-1, self.width)).flatten(-3, -2)
+
+    def join(self, values_KB: Tensor) -> Tensor:
+        """`(K, B)` as `(O, I)`: the inverse of `cut`."""
+        rows, columns = self.shape
+        if self.across_rows:
+            return values_KB.flatten()[: rows * columns].view(rows, columns)
+        return values_KB.reshape(rows, -1)[:, :columns]
+
+
+def direct_inverse(sums_KBB: Tensor, count: int, damp: float) -> Tensor:
+    """The inverse of damp I + sums / count, worked out in float64 a few blocks at a time, in place of `sums_KBB`.
+
+    Raises:
+        InputError: a block is singular in its precision.
+    """
+    for part in sums_KBB.split(CHUNK):
+        full = part.double() / count
+        full.diagonal(dim1=1, dim2=2).add_(damp)
+        factors, failed = torch.linalg.cholesky_ex(full)
+        if failed.any():
+            raise InputError(f"damp {damp}: too small for float32 gradients of this size; raise it tenfold")
+        part.copy_(torch.cholesky_inverse(factors))
+    return sums_KBB
+
+
+def woodbury_update(inverse_KBB: Tensor, grads_KNB: Tensor, count: int) -> Tensor:
+    """The inverse of F + sum of g g' / count over N gradients, from that of F, in place.
+
+    Reference: oBERT (arXiv 2203.07259), Eq. 6, for one gradient; here for N at once through an N x N system.
+    """
+    for inverse, grads in zip(inverse_KBB.split(CHUNK), grads_KNB.split(CHUNK), strict=True):
+        wide, grads = inverse.double(), grads.double()
+        moved = wide @ grads.mT
+        small = grads @ moved
+        small.diagonal(dim1=1, dim2=2).add_(count)
+        inverse.copy_(wide - moved @ torch.linalg.solve(small, moved.mT))
+    return inverse_KBB
+
+
+class BlockFisher:
+    """The inverse of a matrix's empirical Fisher F = damp I + mean of g g', kept in blocks along its rows.
+
+    It takes `4 * B` bytes for each weight. To second order the loss rises by dw' F dw / 2.
+
+    Reference: oBERT (arXiv 2203.07259), section 3.1.
+    """
+
+    def __init__(self, inverse_KBB: Tensor, layout: BlockLayout) -> None:
+        assert inverse_KBB.shape == (layout.num_blocks, layout.width, layout.width), inverse_KBB.shape
+        self.inverse_KBB, self.layout = inverse_KBB, layout
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of the inverse as the matrix's entries lie, `(O, I)`."""
+        return self.layout.join(self.inverse_KBB.diagonal(dim1=1, dim2=2))
+
+    def scores(self, weight_OI: Tensor, group: int = 1) -> Tensor:
+        """What removing each entry would add to the loss, `(O, I)`; of a group of neighbours every entry says it.
+
+        Reference: oBERT (arXiv 2203.07259), Eq. 4: w_Q' (inverse_QQ)^-1 w_Q / 2.
+        """
+        if group == 1:
+            return weight_OI.square() / (2 * self.diagonal())
+        width = self.layout.width
+        blocks = self.inverse_KBB.view(-1, width // group, group, width // group, group)
+        own_KGQQ = blocks.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+        w_KGQ = self.layout.cut(weight_OI).unflatten(1, (-1, group))
+        parts = zip(own_KGQQ.split(CHUNK), w_KGQ.split(CHUNK), strict=True)
+        solved = [torch.linalg.solve(own.double(), w.double()) for own, w in parts]
+        scores_KG = (w_KGQ * torch.cat(solved)).sum(-1).to(weight_OI.dtype) / 2
+        return self.layout.join(scores_KG.repeat_interleave(group, dim=1))
+
+    def prune(self, weight_OI: Tensor, keep_OI: Tensor) -> tuple[Tensor, float]:
+        """The weights with all entries outside `keep_OI` zero and the others moved to make up for them together.
+
+        Solves for all removed entries P of a block at once: dw = -inverse_:P (inverse_PP)^-1 w_P. The sum of what each
+        would ask for alone is another, worse step wherever a block loses more than one.
+
+        Returns:
+            the weights, and what the quadratic model says that they add to the loss.
+
+        Reference: oBERT (arXiv 2203.07259), Eq. 5.
+        """
+        w_KB, gone_KB = self.layout.cut(weight_OI), ~self.layout.cut(keep_OI)
+        changed, cost = w_KB.clone(), 0.0
+        for rows in (gone_KB & (w_KB != 0)).any(1).nonzero().flatten().split(CHUNK):
+            inverse, gone = self.inverse_KBB[rows].double(), gone_KB[rows]
+            w_P = w_KB[rows].double() * gone
+            system = inverse * (gone[:, :, None] & gone[:, None, :])
+            system.diagonal(dim1=1, dim2=2).add_((~gone).double())
+            solved_P = torch.linalg.solve(system, w_P)
+            cost += float((w_P * solved_P).sum()) / 2
+            changed[rows] -= torch.einsum("kij,kj->ki", inverse, solved_P).to(changed.dtype)
+        return self.layout.join(changed).masked_fill(~keep_OI, 0), cost
+
+
+@dataclass(frozen=True)
+class FisherOptions:
+    """How a Fisher matrix is estimated.
+
+    Args:
+        block: most entries of a block.
+        damp: added to the diagonal.
+        multiple: block widths are multiples of it.
+        across_rows: let blocks run over the ends of rows.
+        method: "direct" sums and inverts once, in float64; "woodbury" keeps the inverse up to date; "auto" takes the
+            latter where examples are too few to fill a block, whose sum float32 could not tell from singular.
+        buffer: examples whose gradients are added at once.
+    """
+
+    block: int = 50
+    damp: float = 1e-7
+    multiple: int = 1
+    across_rows: bool = False
+    method: Method = "auto"
+    buffer: int = 8
+
+    def bytes(self, weight: Tensor) -> int:
+        """Memory for one matrix while its Fisher is made: its blocks, and the gradients that wait to be added."""
+        layout = BlockLayout.of(weight.shape, self.block, self.multiple, self.across_rows)
+        entries = layout.num_blocks * layout.width
+        return 4 * entries * (layout.width + self.buffer)
+
+
+def block_fishers(
+    weights: Mapping[str, Tensor],
+    gradients: GradientStream,
+    options: FisherOptions,
+    keep: Mapping[str, Tensor] | None = None,
+) -> dict[str, BlockFisher]:
+    """The Fisher of every named matrix from one pass over the examples; entries outside `keep` have no gradient."""
+    names = list(weights)
+    layouts = {
+        name: BlockLayout.of(weights[name].shape, options.block, options.multiple, options.across_rows)
+        for name in names
+    }
+    woodbury = options.method == "woodbury" or (options.method == "auto" and len(gradients) <= options.block)
+    blocks = {name: _begin(layouts[name], weights[name], options.damp if woodbury else None) for name in names}
+    count = len(gradients)
+    for batch in _buffered(gradients(names), options.buffer):
+        for name in names:
+            stacked_NOI = torch.stack([gradient[name] for gradient in batch])
+            if keep is not None:
+                stacked_NOI *= keep[name]
+            grads_KNB = layouts[name].cut(stacked_NOI).transpose(0, 1)
+            if woodbury:
+                woodbury_update(blocks[name], grads_KNB, count)
+            else:
+                blocks[name].baddbmm_(grads_KNB.mT, grads_KNB)
+    if not woodbury:
+        for name in names:
+            direct_inverse(blocks[name], count, options.damp)
+    return {name: BlockFisher(blocks[name], layouts[name]) for name in names}
+
+
+def _begin(layout: BlockLayout, weight: Tensor, damp: float | None) -> Tensor:
+    blocks_KBB = weight.new_zeros(layout.num_blocks, layout.width, layout.width)
+    if damp is not None:
+        blocks_KBB.diagonal(dim1=1, dim2=2).fill_(1 / damp)
+    return blocks_KBB
+
+
+def _buffered(stream: Iterable[Mapping[str, Tensor]], size: int) -> Iterator[list[Mapping[str, Tensor]]]:
+    batch: list[Mapping[str, Tensor]] = []
+    for gradient in stream:
+        batch.append(gradient)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
