@@ -17,7 +17,7 @@ from terrazzo.compress.statistics import Moments
 from terrazzo.nn import Encoder, EncoderConfig
 
 #: How far the sum of prices may be from the error that they predict before a site is done again in float64.
-_TOLERANCE = 1e-3
+_TOLERANCE = 1e-4
 
 
 def default_levels(config: EncoderConfig, shrink: float = 0.9) -> dict[str, tuple[int, ...]]:
@@ -107,7 +107,7 @@ def _levels(before: Before, sizes: Sequence[int], damping: float) -> list[Level]
     weight_DF, gram_FF = before.weight_DF, before.gram_FF
     try:
         pruned = list(prune(weight_DF, gram_FF, sizes, group=before.group, damping=damping))
-        sound = weight_DF.dtype == torch.float64 or _adds_up(before, pruned[-1], damping)
+        sound = weight_DF.dtype == torch.float64 or _adds_up(before, pruned, damping)
     except torch.linalg.LinAlgError:
         if weight_DF.dtype == torch.float64:
             raise
@@ -117,9 +117,9 @@ def _levels(before: Before, sizes: Sequence[int], damping: float) -> list[Level]
     return [before.level(kept, weight_DK.to(weight_DF.dtype)) for kept, weight_DK, _ in pruned]
 
 
-def _adds_up(before: Before, last: tuple[Tensor, Tensor, float], damping: float) -> bool:
-    """Whether the prices along the way sum to the error that the last level has, as they do without rounding."""
-    kept, weight_DK, loss = last
+def _adds_up(before: Before, pruned: list[tuple[Tensor, Tensor, float]], damping: float) -> bool:
+    """Whether the prices sum to the error of the smallest level with weights, as they do without rounding."""
+    *_, (kept, weight_DK, loss) = (level for level in pruned if len(level[0]) or level is pruned[0])
     change_DF, diagonal_F = before.change(kept, weight_DK), before.gram_FF.diagonal()
     change_DF[:, diagonal_F == 0] = 0
     added = damping * float(diagonal_F.mean()) if len(diagonal_F) else 0.0
