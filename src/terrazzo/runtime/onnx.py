@@ -144,7 +144,9 @@ class OnnxRuntime:
         Raises:
             InputError: a document longer than a learned position table.
         """
-        (hidden_MD,) = self.session.run(["hidden"], graph_inputs(batch, self.config, select_M))
+        inputs = graph_inputs(batch, self.config, select_M)
+        read = [port.name for port in self.session.get_inputs()]  # without any heads, fewer than there are
+        (hidden_MD,) = self.session.run(["hidden"], {name: inputs[name] for name in read})
         return torch.from_numpy(hidden_MD)
 
 
