@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from terrazzo.compress import statistics
 from terrazzo.compress.sites import matrices
-from terrazzo.compress.statistics import Wanted, collect, output_projections
+from terrazzo.compress.statistics import Moments, Wanted, collect, output_projections
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, bert
 from terrazzo.packed import Packed
@@ -51,6 +52,12 @@ def test_sums_are_those_of_the_inputs_without_dropout() -> None:
             assert_close(extent.low_F.double(), inputs_TF.amin(0))
             assert_close(extent.high_F.double(), inputs_TF.amax(0))
     assert list(found.ranges) == ["blocks.1.mlp.up.weight"]
+
+
+def test_strips_of_columns_join_to_the_whole_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_STRIP", 5)
+    inputs_TF = torch.randn(30, 17, dtype=torch.float64)
+    assert_close(Moments.of(inputs_TF).gram_FF, inputs_TF.T @ inputs_TF)
 
 
 def test_many_batches_lose_nothing_to_rounding() -> None:

@@ -18,6 +18,9 @@ from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.packed import Packed
 
+#: Columns that are multiplied at a time.
+_STRIP = 512
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -48,7 +51,11 @@ class Moments:
     def add(self, inputs_TF: Tensor) -> None:
         """Count further inputs: products in fp32 (float64 inputs: in float64), merged in float64."""
         x_TF = inputs_TF if inputs_TF.dtype == torch.float64 else inputs_TF.float()
-        self.gram_FF += x_TF.T @ x_TF
+        for start in range(0, x_TF.shape[1], _STRIP):  # the products are symmetric: each strip from its diagonal on
+            stop = start + _STRIP
+            part = x_TF[:, start:stop].T @ x_TF[:, start:]
+            self.gram_FF[start:stop, start:] += part
+            self.gram_FF[stop:, start:stop] += part[:, _STRIP:].T
         self.sum_F += x_TF.sum(0, dtype=torch.float64)
         self.tokens += len(x_TF)
 
