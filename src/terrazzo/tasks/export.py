@@ -23,81 +23,28 @@ from terrazzo.config import nearest
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, MaskedLM
 from terrazzo.provenance import provenance, write_json_atomic
-from terrazzo.runtime.agreement import Agreement, Answers, Judge
+from terrazzo.runtime.agreement import Answers, Judge
 from terrazzo.runtime.building import PACKAGES, RUNTIMES, Builder
 from terrazzo.runtime.choice import choose, made_up_documents
 from terrazzo.runtime.contract import Precision, Runtime, TorchRuntime
+from terrazzo.runtime.folder import RECORD as RUNTIME_RECORD
 from terrazzo.runtime.folder import (
-    GRAPHS,
     RuntimeName,
-    RuntimeRecord,
     is_exported,
-    is_weights,
     model_files,
     read_record,
     read_values,
     write_record,
 )
-from terrazzo.runtime.folder import RECORD as RUNTIME_RECORD
 from terrazzo.runtime.quantise import LEAST_TEXTS, Target
 from terrazzo.tasks.calibration import Calibration, alike, made_up, read_calibration
+from terrazzo.tasks.exported import Exported
 from terrazzo.tasks.model import LoadedTask, is_task_folder, load_task_model, model_folder, write_task_model
 from terrazzo.tasks.predict import Predictor
 from terrazzo.tasks.task import Result
 
 Asked = Literal["auto", "torch", "openvino", "onnx"]
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exported:
-    """What an export made.
-
-    Args:
-        record: runtime.json: the runtime, rates, agreement, parts that stayed fp32.
-        left_out: runtimes that were not candidates, and why.
-        remembered: whether the rates come from an earlier export on this machine.
-        seconds: that the export took.
-    """
-
-    folder: Path
-    record: RuntimeRecord
-    left_out: Mapping[str, str]
-    remembered: bool
-    seconds: float
-
-    @property
-    def runtime(self) -> RuntimeName:
-        return self.record.runtime
-
-    @property
-    def agreement(self) -> Agreement:
-        assert self.record.agreement is not None
-        return self.record.agreement
-
-    @property
-    def graph_bytes(self) -> int:
-        """Bytes that the runtime opens: the graph's, or the weights' where PyTorch runs them."""
-        names = GRAPHS[self.runtime] or tuple(name for name in self.record.files if is_weights(name))
-        return sum(self.record.files[name].bytes for name in names)
-
-    def lines(self, made_up: bool) -> list[str]:
-        """A few lines for a person; `made_up` says that no texts were given to compare on."""
-        record = self.record
-        rates = sorted(record.rates.items(), key=lambda item: -item[1])
-        measured = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates)
-        when = "remembered from an earlier export" if self.remembered else "measured here"
-        said = [
-            f"runtime: {record.runtime}, {record.streams} streams, batches of {record.batch_tokens:,} tokens",
-            f"tokens/s: {measured} ({when})",
-            *(f"left out: {name}: {why}" for name, why in self.left_out.items()),
-            f"precision: {record.precision}{_kept_in_fp32(record)}",
-            f"agreement: {self.agreement}{' (made up: give --calibrate to compare on your own)' if made_up else ''}",
-            *(f"note: {note}" for note in _notes(record)),
-            f"wrote {self.folder}: {self.graph_bytes / 1e6:,.1f} MB to run, in {self.seconds:,.0f} s",
-            f"next: terrazzo serve {self.folder}",
-        ]
-        return said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,20 +249,3 @@ def _copy_model(source: Source, folder: Path) -> None:
         shutil.copyfile(file, folder / file.name)
     if not (folder / MODEL_RECORD).is_file():  # published checkpoints have none, and it marks a folder as ours
         write_json_atomic(folder / MODEL_RECORD, {"format": FORMAT, **provenance()})
-
-
-def _kept_in_fp32(record: RuntimeRecord) -> str:
-    if not record.reverted:
-        return ", all matrix products" if record.precision == "int8" else ""
-    return f", but fp32 for {', '.join(record.reverted)}, which cost most agreement"
-
-
-def _notes(record: RuntimeRecord) -> list[str]:
-    machine = record.machine
-    if record.precision == "int8" and record.half_range:
-        return ["this CPU has no VNNI: weights keep to 7 bits so that sums stay exact, and int8 gains little speed"]
-    if record.precision == "int8":
-        return ["its int8 weights need a CPU with VNNI or AMX, as this one; others refuse the folder"]
-    if record.precision == "bf16" and not machine.has_bf16:
-        return ["this CPU has no bf16 products: they are computed in fp32, at no gain"]
-    return []
