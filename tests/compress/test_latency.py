@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from terrazzo.compress.latency import Conditions, LatencyTable, latency_table
+from terrazzo.compress.latency import Conditions, LatencyTable
+from terrazzo.compress.latency_measure import compare, latency_table
 from terrazzo.compress.probes import opener_of
 from terrazzo.compress.sites import Site
 from terrazzo.compress.timing import Timing, TooNoisy, time_calls
@@ -102,6 +103,16 @@ def test_sizes_between_are_interpolated_to_a_few_percent(tmp_path) -> None:
     assert coarse.price(Site(0, "units"), 0) == 0
 
 
+def test_predictions_are_compared_with_whole_encoders(tmp_path) -> None:
+    simulated = Simulated()
+    table, config = table_of(simulated, tmp_path), uneven(SHAPE, np.random.default_rng(0))
+    dense, cut = compare(table, [SHAPE, config], opener=simulated, clock=simulated.clock, timing=Timing(seconds=0))
+    assert dense.error == pytest.approx(0, abs=1e-9) and abs(cut.error) < 0.05
+    assert cut.measured_ms == pytest.approx(simulated.milliseconds(config, 10, 10), rel=1e-9)
+    with pytest.raises(InputError, match="a latency table of one"):
+        compare(table, [config])
+
+
 def test_prices_and_budget_are_those_of_the_parts(tmp_path) -> None:
     table = table_of(Simulated(), tmp_path)
     prices = table.prices({"heads.1": [(8, 0.0), (2, 0.5)], "units.4": [(512, 0.0)]})
@@ -187,7 +198,7 @@ def test_short_calls_are_repeated_and_rounds_end_when_halves_agree() -> None:
 
 def test_the_median_sees_what_the_minimum_leaves_out() -> None:
     clock = Clock()
-    spent = iter([1.0] * 3 + [1.0, 1.0, 3.0, 3.0, 3.0, 3.0])
+    spent = iter([1.0] * 3 + [1.0, 1.0, 3.0, 3.0, 3.0, 3.0])  # three to warm up, then six rounds
 
     def call():
         clock.now += next(spent)
@@ -199,9 +210,9 @@ def test_the_median_sees_what_the_minimum_leaves_out() -> None:
 def test_probes_of_every_runtime_run_without_any_heads_or_units(runtime) -> None:
     conditions = Conditions(runtime=runtime, precision="fp32", lengths=(4, 6))
     opener = opener_of(conditions, this_machine())
-    shape = bert("tiny", 60, max_len=8).replace(width=16, num_heads=2, mlp_width=32)
-    for heads, units in ((0, 0), (1, 0), (0, 8)):
-        runtime = opener(shape.replace(kept_heads=(tuple(range(heads)),) * 2, mlp_widths=(units,) * 2))
+    shape = bert("tiny", 60, max_len=8).replace(width=16, num_heads=2, mlp_width=32, depth=1)
+    for heads, units in ((0, 0), (1, 8)):
+        runtime = opener(shape.replace(kept_heads=(tuple(range(heads)),), mlp_widths=(units,)))
         batch = Packed.from_sequences([[1, 2, 3], [4, 5]])
         assert runtime(batch).shape == (5, 16)
         torch.testing.assert_close(runtime(batch, torch.tensor([0, 3])), runtime(batch)[[0, 3]])

@@ -1,52 +1,18 @@
-"""What every size of every part of an encoder costs in a runtime on this machine, so that times can be added up.
-
-Attention with n heads and an MLP with w inner units are timed in encoders of few layers that hold nothing else; what
-layers of nothing still cost (embeddings, norms, residuals, a head) is timed once at the full depth.
-"""
+"""What every size of every part of an encoder costs in a runtime on this machine, so that times can be added up."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
-import torch
 
 from terrazzo.compress.sites import Kind, Site, find_site, sites
-from terrazzo.compress.timing import Clock, Timing, time_calls
-from terrazzo.config import config, from_dict, to_dict
+from terrazzo.config import config, to_dict
 from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig
-from terrazzo.packed import Packed
-from terrazzo.provenance import versions, write_json_atomic
-from terrazzo.runtime import Precision, Runtime
-from terrazzo.runtime.choice import PACKAGES, memory_file
+from terrazzo.runtime import Precision
 from terrazzo.runtime.folder import RuntimeName
-from terrazzo.runtime.machine import Machine, this_machine
-
-FORMAT = "terrazzo-latency-1"
-#: Sizes that are timed, as shares of all heads or units; the sizes between them are interpolated.
-SHARES: dict[Kind, tuple[float, ...]] = {
-    "heads": (0, 1 / 12, 1 / 4, 1 / 2, 3 / 4, 1),
-    "units": (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1),
-}
-#: Layers of the encoders that one size is timed in.
-_DEPTH = 2
-#: Tokens that these encoders know: the table is part of what all have in common.
-_VOCABULARY = 128
-#: Runs a batch on a runtime, down to what is timed.
-Forward = Callable[[Runtime, Packed], object]
-#: The runtime of an encoder of some shape, with weights that do not matter.
-Opener = Callable[[EncoderConfig], Runtime]
-#: Of each kind of site, the sizes that are timed, ascending.
-Sizes = Mapping[Kind, Sequence[int]]
 
 
 @config
@@ -136,8 +102,8 @@ class LatencyTable:
         Raises:
             InputError: an encoder of another shape.
         """
-        if _shape(config) != self.shape:
-            raise InputError(f"a latency table for {_differing(self.shape, _shape(config))}")
+        if shape_of(config) != self.shape:
+            raise InputError(f"a latency table for {_differing(self.shape, shape_of(config))}")
         return self.remainder_ms + sum(self.price(site, site.size(config)) for site in sites(config))
 
     def speedup(self, config: EncoderConfig) -> float:
@@ -149,189 +115,12 @@ class LatencyTable:
         return ms - self.remainder_ms
 
 
-def latency_table(
-    shape: EncoderConfig,
-    conditions: Conditions,
-    *,
-    sizes: Sizes | None = None,
-    forward: Forward | None = None,
-    timing: Timing | None = None,
-    machine: Machine | None = None,
-    memory: Path | None = None,
-    opener: Opener | None = None,
-    clock: Clock | None = None,
-) -> LatencyTable:
-    """The latency table of a shape: measured once on a machine, then remembered.
-
-    Args:
-        sizes: that are timed beside nothing and all; None takes `SHARES`.
-        forward: what is timed of a runtime and a batch, named by `conditions.task`; None is the encoder alone.
-        memory: file of tables; None is the user's own, beside the remembered runtimes.
-        opener, clock: None opens graphs with random weights and reads this process's clock.
-
-    Raises:
-        TooNoisy: times measured twice differ too much.
-        InputError: the runtime lacks a package or does not have the precision.
-    """
-    machine, memory = machine or this_machine(), memory or memory_file().with_name("latency.json")
-    shape, timed = _shape(shape), _sizes(_shape(shape), sizes)
-    key = _key(machine, shape, conditions, timed)
-    known = _remembered(memory).get(key)
-    if known is not None:
-        return known
-    if opener is None:
-        from terrazzo.compress.probes import opener_of
-
-        opener = opener_of(conditions, machine)
-    clock = clock or (time.process_time if conditions.clock == "cpu" else time.perf_counter)
-    table = measure(shape, conditions, timed, forward, timing or Timing(), opener, clock, machine)
-    _remember(memory, key, table)
-    return table
-
-
-def measure(
-    shape: EncoderConfig,
-    conditions: Conditions,
-    sizes: Sizes,
-    forward: Forward | None,
-    timing: Timing,
-    opener: Opener,
-    clock: Clock,
-    machine: Machine,
-) -> LatencyTable:
-    """A latency table from times that are taken now; see `latency_table`."""
-    groups = _groups(shape, conditions.selects)
-    calls = {"the remainder": _call(opener, _filled(shape, shape.depth), conditions, forward)}
-    for group in groups:
-        for name, probe in group.probes(shape, sizes).items():
-            calls[name] = _call(opener, probe, conditions, forward if group.last else None)
-    with _threads(conditions.threads):
-        times = time_calls(calls, clock, timing)
-    return LatencyTable(
-        shape=shape,
-        conditions=conditions,
-        remainder_ms=times.ms["the remainder"],
-        curves=tuple(curve for group in groups for curve in group.curves(shape, sizes, times.ms)),
-        spread=times.spread,
-        machine=machine.key,
-        packages=versions(PACKAGES),
-    )
-
-
-def _call(
-    opener: Opener, config: EncoderConfig, conditions: Conditions, forward: Forward | None
-) -> Callable[[], object]:
-    """A call that runs a batch of the conditions' lengths through an encoder of `config`."""
-    draw = np.random.default_rng(0)
-    batch = Packed.from_sequences([draw.integers(0, config.vocab_size, length) for length in conditions.lengths])
-    runtime = opener(config)
-    return (lambda: runtime(batch)) if forward is None else (lambda: forward(runtime, batch))
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Layers that cost alike: of one window, or the last one where it runs for some tokens alone."""
-
-    window: int | None
-    last: bool
-    layers: tuple[int, ...]
-
-    def probes(self, shape: EncoderConfig, sizes: Sizes) -> dict[str, EncoderConfig]:
-        """By their names, encoders of such layers that hold nothing, or one size of one kind of part."""
-        vocabulary = min(_VOCABULARY, shape.vocab_size)
-        few = shape.replace(vocab_size=vocabulary, window=self.window, global_every=1, skip_first_norm=False)
-        found = {self._name("empty", 0): _filled(few, self._depth(shape))}
-        for kind, size in ((kind, size) for kind, timed in sizes.items() for size in timed if size):
-            found[self._name(kind, size)] = _filled(few, self._depth(shape), **{kind: size})
-        return found
-
-    def curves(self, shape: EncoderConfig, sizes: Sizes, ms: Mapping[str, float]) -> list[Curve]:
-        """The times of the probes beyond that of the empty one, for each layer."""
-        empty, depth = ms[self._name("empty", 0)], self._depth(shape)
-        curves = []
-        for kind, timed in sizes.items():
-            spent = [max(0.0, ms[self._name(kind, size)] - empty) / depth if size else 0.0 for size in timed]
-            curves.append(Curve(kind=kind, layers=self.layers, sizes=tuple(timed), ms=tuple(spent)))
-        return curves
-
-    def _depth(self, shape: EncoderConfig) -> int:
-        return 1 if self.last else min(_DEPTH, shape.depth)
-
-    def _name(self, part: str, size: int) -> str:
-        return f"{part} {size} of layers {', '.join(map(str, self.layers))}"
-
-
-def _groups(shape: EncoderConfig, selects: bool) -> list[_Group]:
-    groups: dict[tuple[int | None, bool], list[int]] = {}
-    for layer in range(shape.depth):
-        groups.setdefault((shape.layer_window(layer), selects and layer == shape.depth - 1), []).append(layer)
-    return [_Group(window, last, tuple(layers)) for (window, last), layers in groups.items()]
-
-
-def _shape(config: EncoderConfig) -> EncoderConfig:
+def shape_of(config: EncoderConfig) -> EncoderConfig:
     """The whole encoder, without what does not change how fast it runs."""
     return config.replace(kept_heads=None, mlp_widths=None, dropout=0.0, attention_dropout=0.0, init="normal")
-
-
-def _filled(config: EncoderConfig, depth: int, heads: int = 0, units: int = 0) -> EncoderConfig:
-    """So many layers, all with so many heads and units."""
-    return config.replace(depth=depth, kept_heads=(tuple(range(heads)),) * depth, mlp_widths=(units,) * depth)
-
-
-def _sizes(shape: EncoderConfig, sizes: Sizes | None) -> dict[Kind, tuple[int, ...]]:
-    """The sizes to time, ascending, with nothing and all among them; widths in steps that matrix products like."""
-    found: dict[Kind, tuple[int, ...]] = {}
-    for site in sites(shape)[:2]:
-        most, step = site.size(shape), 32 if site.kind == "units" and site.size(shape) >= 512 else 1
-        given = sizes.get(site.kind, ()) if sizes is not None else ()
-        given = given or [round(share * most / step) * step for share in SHARES[site.kind]]
-        if min(given) < 0 or max(given) > most:
-            raise InputError(f"sizes of {site.kind}: {list(given)} go beyond 0 to {most}")
-        found[site.kind] = tuple(sorted({0, *given, most}))
-    return found
 
 
 def _differing(one: EncoderConfig, other: EncoderConfig) -> str:
     first, second = to_dict(one), to_dict(other)
     said = [f"{name} {first[name]}, not {second[name]}" for name in first if first[name] != second[name]]
     return ", ".join(said)
-
-
-@contextlib.contextmanager
-def _threads(threads: int) -> Iterator[None]:
-    """PyTorch's threads while a block runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _key(machine: Machine, shape: EncoderConfig, conditions: Conditions, sizes: Mapping[Kind, Sequence[int]]) -> str:
-    what = json.dumps([to_dict(shape), to_dict(conditions), to_dict(sizes), versions(PACKAGES)], sort_keys=True)
-    name = f"{conditions.runtime} {conditions.precision}"
-    return f"{machine.key} | {name} | {hashlib.sha256(what.encode()).hexdigest()[:16]}"
-
-
-def _remembered(memory: Path) -> dict[str, LatencyTable]:
-    if not memory.is_file():
-        return {}
-    try:
-        values: dict[str, Any] = json.loads(memory.read_text(encoding="utf-8"))
-        if values.get("format") != FORMAT:
-            return {}
-        return {key: from_dict(LatencyTable, value, str(memory)) for key, value in values["tables"].items()}
-    except (ValueError, KeyError, AttributeError, TypeError, OSError, RecursionError) as error:
-        warnings.warn(f"{memory}: damaged, so latencies are measured again ({error!r:.120})", stacklevel=3)
-        return {}
-
-
-def _remember(memory: Path, key: str, table: LatencyTable) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when it was read for this table
-        tables = _remembered(memory) | {key: table}
-    try:
-        write_json_atomic(memory, {"format": FORMAT, "tables": to_dict(tables)})
-    except OSError as error:
-        warnings.warn(f"{memory}: cannot be written, so latencies are measured again ({error})", stacklevel=3)

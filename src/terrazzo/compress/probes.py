@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from terrazzo.compress.latency import Conditions, Opener
+from terrazzo.compress.latency import Conditions
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.packed import Packed
@@ -17,6 +18,8 @@ from terrazzo.runtime.building import RUNTIMES
 from terrazzo.runtime.machine import Machine
 from terrazzo.runtime.quantise import simulate
 
+#: The runtime of an encoder of some config, with weights that do not matter.
+Opener = Callable[[EncoderConfig], Runtime]
 #: Documents that set the ranges of int8; how well they do does not change how long a product takes.
 _CALIBRATION = 4
 

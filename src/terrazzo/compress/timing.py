@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from terrazzo.config import config
 from terrazzo.errors import InputError, RunError
 
 #: Seconds since some moment.
 Clock = Callable[[], float]
+Statistic = Literal["min", "tenth", "median"]
 _MOST_REPEATS = 1000
+_QUANTILES: dict[Statistic, float] = {"min": 0.0, "tenth": 0.1, "median": 0.5}
 
 
 class TooNoisy(RunError):
@@ -37,16 +40,17 @@ class Timing:
 
     Args:
         tolerance: share by which the two halves of a call's rounds may differ.
-        statistic: of each half. The minimum leaves out what other processes add; the median keeps what always recurs.
+        statistic: of each half. The lowest tenth leaves out most of what other processes add and, unlike the minimum,
+            is not set by one lucky call; the median keeps what recurs.
         least_rounds, most_rounds: over all calls, until every call's halves agree.
-        seconds: that one sample lasts at least; short calls are repeated within it.
+        seconds: of one call in one round at least; a short call is made several times, each timed alone.
     """
 
     tolerance: float = 0.05
-    statistic: Literal["min", "median"] = "min"
+    statistic: Statistic = "tenth"
     least_rounds: int = 6
     most_rounds: int = 60
-    seconds: float = 0.01
+    seconds: float = 0.03
 
     def __post_init__(self) -> None:
         if not (self.tolerance > 0 and 2 <= self.least_rounds <= self.most_rounds and self.seconds >= 0):
@@ -72,40 +76,47 @@ def time_calls(calls: Mapping[str, Callable[[], object]], clock: Clock, timing: 
         TooNoisy: the halves of a call still differ by more than the tolerance after the most rounds.
     """
     timing = timing or Timing()
-    repeats = {name: _repeats(call, clock, timing.seconds) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+    visits = {name: _Visits(call, clock, timing) for name, call in calls.items()}
     for done in range(1, timing.most_rounds + 1):
-        for name in calls if done % 2 else reversed(list(calls)):
-            samples[name].append(_sample(calls[name], repeats[name], clock))
-        spreads = {name: _spread(values, timing.statistic) for name, values in samples.items()}
+        for name in visits if done % 2 else reversed(list(visits)):
+            visits[name].visit(done % 2)
+        spreads = {name: visit.spread for name, visit in visits.items()}
         worst = max(spreads, key=spreads.__getitem__)
         if done >= timing.least_rounds and spreads[worst] <= timing.tolerance:
-            ms = {name: 1e3 * _reduced(values, timing.statistic) for name, values in samples.items()}
+            ms = {name: 1e3 * visit.seconds for name, visit in visits.items()}
             return Times(ms=ms, spread=spreads[worst], rounds=done)
     raise TooNoisy(worst, spreads[worst], timing.tolerance, timing.most_rounds)
 
 
-def _repeats(call: Callable[[], object], clock: Clock, seconds: float) -> int:
-    """Calls in one sample; the first call also allocates and compiles, so the third one says how long they take."""
-    _sample(call, 2, clock)
-    once = _sample(call, 1, clock)
-    return min(_MOST_REPEATS, max(1, math.ceil(seconds / once))) if once > 0 else _MOST_REPEATS
+class _Visits:
+    """A call and the seconds that it took, those of every other round apart."""
 
+    def __init__(self, call: Callable[[], object], clock: Clock, timing: Timing) -> None:
+        self.call, self.clock, self.quantile = call, clock, _QUANTILES[timing.statistic]
+        self.halves: tuple[list[float], list[float]] = ([], [])
+        self._timed(), self._timed()  # these also allocate and compile
+        once = self._timed()
+        self.repeats = max(1, math.ceil(min(timing.seconds / once, _MOST_REPEATS))) if once > 0 else _MOST_REPEATS
 
-def _sample(call: Callable[[], object], repeats: int, clock: Clock) -> float:
-    began = clock()
-    for _ in range(repeats):
-        call()
-    return (clock() - began) / repeats
+    @property
+    def seconds(self) -> float:
+        return self._reduced([*self.halves[0], *self.halves[1]])
 
+    @property
+    def spread(self) -> float:
+        """The difference between both halves, as a share of the lesser; without end where one is empty or zero."""
+        if not all(self.halves):
+            return math.inf
+        less, more = sorted(map(self._reduced, self.halves))
+        return more / less - 1 if less > 0 else math.inf
 
-def _spread(values: Sequence[float], statistic: str) -> float:
-    """The difference between both halves, as a share of the lesser; without end where one is empty or zero."""
-    if len(values) < 2:
-        return math.inf
-    less, more = sorted(_reduced(values[half::2], statistic) for half in (0, 1))
-    return more / less - 1 if less > 0 else math.inf
+    def visit(self, half: int) -> None:
+        self.halves[half].extend(self._timed() for _ in range(self.repeats))
 
+    def _timed(self) -> float:
+        began = self.clock()
+        self.call()
+        return self.clock() - began
 
-def _reduced(values: Sequence[float], statistic: str) -> float:
-    return min(values) if statistic == "min" else statistics.median(values)
+    def _reduced(self, values: Sequence[float]) -> float:
+        return float(np.quantile(values, self.quantile))
