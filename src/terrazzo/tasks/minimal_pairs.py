@@ -21,6 +21,7 @@ from terrazzo.data import SpecialTokens
 from terrazzo.errors import InputError
 from terrazzo.nn import MaskedLM
 from terrazzo.packed import Packed
+from terrazzo.tasks.texts import encode_alone
 
 #: Pairs whose masked copies are sorted by length and packed together; more only hold more memory.
 _PAIRS_AT_A_TIME = 200
@@ -146,11 +147,12 @@ def _columns(pairs: Sequence[MinimalPair]) -> tuple[list[str], list[str]]:
 
 
 def _ids(tokenizer: Tokenizer, texts: list[str], max_len: int) -> list[np.ndarray]:
-    sentences = [np.asarray(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts)]
-    for text, ids in zip(texts, sentences, strict=True):
-        if len(ids) > max_len:
-            raise InputError(f"{text[:60]!r}: {len(ids)} tokens, the model reads {max_len}; leave this pair out")
-    return sentences
+    documents = encode_alone(tokenizer, texts, max_len)
+    for text, document in zip(texts, documents, strict=True):
+        if document.truncated:
+            size = len(document.ids) + document.truncated
+            raise InputError(f"{text[:60]!r}: {size} tokens, the model reads {max_len}; leave this pair out")
+    return [document.ids for document in documents]
 
 
 def _summary(right: dict[str, list[float]], phenomenon: dict[str, str]) -> MinimalPairScores:

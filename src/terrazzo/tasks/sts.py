@@ -16,6 +16,7 @@ from terrazzo.nn import Encoder
 from terrazzo.packed import Packed
 from terrazzo.tasks.batches import by_budget
 from terrazzo.tasks.task import Example
+from terrazzo.tasks.texts import encode_alone
 
 
 def sentence_vectors(
@@ -23,9 +24,8 @@ def sentence_vectors(
 ) -> np.ndarray:
     """Means over all tokens of a text, special ones included, scaled to length 1: float32 `(len(texts), D)`."""
     encoder.eval()
-    tokenizer.enable_truncation(encoder.config.max_len if max_len is None else max_len)
-    documents = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
-    tokenizer.no_truncation()
+    most = encoder.config.max_len if max_len is None else max_len
+    documents = [document.ids for document in encode_alone(tokenizer, texts, most)]
     device = encoder.embeddings.tokens.weight.device
     vectors = np.zeros((len(documents), encoder.config.width), dtype=np.float32)
     with torch.inference_mode():
