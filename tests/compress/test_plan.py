@@ -7,9 +7,8 @@ import json
 import pytest
 
 from terrazzo.compress.goal import Goal
-from terrazzo.compress.plan import Plan, read_plan, sized, write_plan
+from terrazzo.compress.plan import Plan, read_plan, write_plan
 from terrazzo.errors import InputError
-from terrazzo.nn import bert
 
 PLAN = Plan(
     sizes={"heads.0": 1, "units.1": 0},
@@ -45,10 +44,3 @@ def test_what_is_no_plan_is_refused_by_its_field(tmp_path, change, said) -> None
     (tmp_path / "plan.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=said):
         read_plan(tmp_path / "plan.json")
-
-
-def test_sizes_become_a_config() -> None:
-    small = sized(bert("tiny", 50), PLAN.sizes)
-    assert small.kept_heads == ((0,), (0, 1)) and small.mlp_widths == (512, 0)
-    with pytest.raises(InputError, match="it has 2"):
-        sized(bert("tiny", 50), {"heads.1": 3})

@@ -8,10 +8,15 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from terrazzo.compress.search import SearchOptions, Tried, frontier, search
+from terrazzo.compress import stitch
+from terrazzo.compress.database import Database, Level, encoder_fingerprint
+from terrazzo.compress.search import SearchOptions, Tried, frontier, level_errors, search_plan
+from terrazzo.compress.sites import sites
 from terrazzo.compress.solver import Unreachable
 from terrazzo.errors import InputError
+from terrazzo.nn import Encoder, bert
 
 SITES, SIZES = [f"units.{layer}" for layer in range(5)], (8, 6, 4, 2, 0)
 DATABASE = {site: [(size, (1 - size / 8) ** 2) for size in SIZES] for site in SITES}
@@ -37,7 +42,7 @@ class Loss:
 
 def found(loss, state=None, seed=0, **fields):
     options = OPTIONS if not fields else SearchOptions(**{"starts": 10, "failures": 60, "buckets": 18} | fields)
-    return search(DATABASE, PRICES, BUDGET, loss, seed=seed, options=options, state=state)
+    return search_plan(DATABASE, PRICES, BUDGET, loss, seed=seed, options=options, state=state)
 
 
 def test_the_best_of_all_plans_is_found_though_the_errors_do_not_tell_it() -> None:
@@ -105,7 +110,7 @@ def test_what_diverges_never_wins_and_can_be_saved(tmp_path) -> None:
 
 def test_a_budget_out_of_reach_is_said() -> None:
     with pytest.raises(Unreachable):
-        search({"units.0": [(8, 0.0)]}, {"units.0": [8.0]}, 5.0, Loss(), seed=0)
+        search_plan({"units.0": [(8, 0.0)]}, {"units.0": [8.0]}, 5.0, Loss(), seed=0)
 
 
 def test_the_frontier_holds_what_nothing_beats() -> None:
@@ -119,3 +124,22 @@ def test_the_frontier_holds_what_nothing_beats() -> None:
     }
     assert {(one.price, one.loss) for one in kept} == slow and len(kept) == len(slow)
     assert [one.price for one in kept] == sorted(one.price for one in kept)
+
+
+def test_a_found_plan_is_one_that_the_database_can_stitch(tmp_path) -> None:
+    config = bert("tiny", 50, max_len=16).replace(width=16, num_heads=2, mlp_width=8)
+    levels = {
+        site.name: [
+            Level(kept=tuple(range(n)), weight_DK=torch.zeros(16, n * site.group(config)), error=0.0, relative_error=e)
+            for n, e in ((site.size(config), 0.0), (1, 0.5), (0, 1.0))
+        ]
+        for site in sites(config)
+    }
+    encoder = Encoder(config)
+    database = Database(config, encoder_fingerprint(encoder), levels, {})
+    errors = level_errors(database)
+    prices = {name: [float(size) for size, _ in some] for name, some in errors.items()}
+    found = search_plan(errors, prices, 9, lambda sizes: -sum(sizes.values()), seed=0, options=OPTIONS)
+    small = stitch(encoder, database, found.sizes).config
+    assert sum(map(len, small.kept_heads or ((0, 1), (0, 1)))) + sum(small.mlp_widths) <= 9
+    assert {site.name: site.size(small) for site in sites(small)} == found.sizes

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from terrazzo.compress.goal import Goal
-from terrazzo.compress.sites import Site, find_site
+from terrazzo.compress.sites import Site
 from terrazzo.config import config, from_dict, read_file, to_dict
 from terrazzo.errors import InputError
-from terrazzo.nn import EncoderConfig
 from terrazzo.provenance import write_json_atomic
 from terrazzo.runtime import Precision
 from terrazzo.runtime.folder import RuntimeName
@@ -22,7 +20,7 @@ class Plan:
     """The chosen size of every site that is cut.
 
     Args:
-        sizes: structures that each site keeps, by its name ("heads.0": heads, "units.0": inner units).
+        sizes: structures that each site keeps, by its name (heads.0, units.0), as `stitch` takes them.
         target: what was asked for.
         predicted_ms: of a batch of documents of `lengths`, by the latency table of `machine`.
         threads: that the prediction is for.
@@ -62,22 +60,3 @@ def read_plan(path: str | Path) -> Plan:
     if (found := values.pop("format", None)) != FORMAT:
         raise InputError(f"{path}: format is {found!r}, a plan has {FORMAT!r}")
     return from_dict(Plan, values, str(path))
-
-
-def sized(config: EncoderConfig, sizes: Mapping[str, int]) -> EncoderConfig:
-    """The config of an encoder cut to `sizes`; heads are the first ones, as their numbers do not change what runs.
-
-    Raises:
-        InputError: a site that the encoder lacks, or a size beyond what it has.
-    """
-    heads = [config.layer_heads(layer) for layer in range(config.depth)]
-    widths = [config.layer_mlp_width(layer) for layer in range(config.depth)]
-    for name, size in sizes.items():
-        site = find_site(name, config)
-        if not 0 <= size <= site.size(config):
-            raise InputError(f"{name} keeps {size}, it has {site.size(config)}")
-        if site.kind == "heads":
-            heads[site.layer] = heads[site.layer][:size]
-        else:
-            widths[site.layer] = size
-    return config.replace(kept_heads=tuple(heads), mlp_widths=tuple(widths))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from terrazzo.compress.database import Database
 from terrazzo.compress.solver import BUCKETS, choose_levels, total
 from terrazzo.config import config, from_dict, read_file, to_dict
 from terrazzo.errors import InputError
@@ -102,7 +103,7 @@ class Found:
         return frontier(self.tried)
 
 
-def search(
+def search_plan(
     database: Mapping[str, Levels],
     prices: Mapping[str, Sequence[float]],
     budget: float,
@@ -131,6 +132,11 @@ def search(
     finally:
         run.save()
     return run.found()
+
+
+def level_errors(database: Database) -> dict[str, list[tuple[int, float]]]:
+    """The sizes and relative errors of a database, as `search_plan` takes them."""
+    return {name: [(level.size, level.relative_error) for level in some] for name, some in database.levels.items()}
 
 
 def frontier(tried: Sequence[Tried]) -> list[Tried]:
