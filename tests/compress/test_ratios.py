@@ -38,9 +38,9 @@ class Linear:
     """Gradients of sum(A * w) for one A an example: a loss whose slopes are known."""
 
     def __init__(self, weights, examples):
+        scales = dict(zip(weights, (1, 4), strict=True))
         self.examples = [
-            {name: torch.randn_like(w) * scale for (name, w), scale in zip(weights.items(), (1, 4))}
-            for _ in range(examples)
+            {name: torch.randn_like(weight) * scales[name] for name, weight in weights.items()} for _ in range(examples)
         ]
 
     def __len__(self):

@@ -70,6 +70,41 @@ def test_update_is_the_constrained_minimum(block):
         assert_close(cost, wanted)
 
 
+@pytest.mark.parametrize("group", [1, 4])
+def test_greedy_prices_are_those_of_one_removal_after_the_other(group):
+    """A reference that solves the constrained minimum anew for every candidate at every step, some gone already."""
+    fisher_KBB, weight = correlated(3, 12), torch.randn(3, 12, dtype=torch.float64)
+    keep = torch.ones(3, 12, dtype=torch.bool)
+    keep[1, 4:8], keep[2, :4] = False, False
+    weight = weight * keep
+    fisher_KBB = fisher_KBB * (keep[:, :, None] & keep[:, None]) + torch.diag_embed((~keep).double())
+    found = BlockFisher(torch.linalg.inv(fisher_KBB), BlockLayout.of((3, 12), 12, group))
+    inverse = found.inverse_KBB.clone()
+    scores = found.greedy_scores(weight, group, keep)
+    assert torch.equal(found.inverse_KBB, inverse), "the Fisher is still there"
+    for row in range(3):
+        gone, turns = (~keep[row]).nonzero().flatten().tolist(), []
+        assert not scores[row][~keep[row]].any()
+        so_far = 0.0
+        while len(gone) < 12:
+            left = [g for g in range(0, 12, group) if g not in gone]
+            costs = [
+                constrained_minimum(fisher_KBB[row], weight[row], gone + list(range(g, g + group)))[1] for g in left
+            ]
+            best = costs.index(min(costs))
+            turns.append((left[best], costs[best] - so_far))
+            so_far = costs[best]
+            gone += range(left[best], left[best] + group)
+        prices = [price for _, price in turns]
+        wanted = [
+            max(min(sum(prices[a : b + 1]) / (b + 1 - a) for b in range(i, len(prices))) for a in range(i + 1))
+            for i in range(len(prices))
+        ]
+        assert wanted == sorted(wanted)
+        for (place, _), price in zip(turns, wanted, strict=True):
+            assert_close(scores[row, place : place + group], torch.full((group,), price, dtype=torch.float64))
+
+
 def test_joint_update_is_never_worse_than_the_sum_of_single_ones():
     """SparseML sums single updates: worse than no update at all where much of a block goes; equal for one a block."""
     fisher_KBB, weight = correlated(40, 16), torch.randn(40, 16, dtype=torch.float64)
@@ -146,23 +181,25 @@ def test_matrices_in_turns_give_what_all_at_once_give(target):
 
 def test_obert_costs_less_than_magnitude_and_recomputation_less_still():
     """On a quadratic loss of which the gradients tell the truth, one block a row."""
-    totals = dict.fromkeys(("magnitude", "none", "joint", "four"), 0.0)
+    totals = dict.fromkeys(("magnitude", "none", "joint", "four", "greedy"), 0.0)
     for seed in range(3):
         torch.manual_seed(seed)
         weights, gradients = problem(torch.float64)
         fisher = {name: _truth(gradients, name) for name in weights}
-        options = {"none": {"update": "none"}, "joint": {}, "four": {"recomputations": 4}}
+        options = {"none": {"update": "none"}, "joint": {}, "four": {"recomputations": 4}, "greedy": {}}
         for kind in totals:
             after = {name: weight.clone() for name, weight in weights.items()}
             if kind == "magnitude":
                 keep = magnitude(after, 0.6)
                 after = {name: weight * keep[name] for name, weight in after.items()}
             else:
-                keep = obert(after, gradients, 0.6, ObertConfig(block=10, damp=1e-6, **options[kind])).keep
+                prices = "greedy" if kind == "greedy" else "single"
+                config = ObertConfig(block=10, damp=1e-6, prices=prices, **options[kind])
+                keep = obert(after, gradients, 0.6, config).keep
             assert abs(sparsity(keep) - 0.6) < 1 / 92
             totals[kind] += sum(loss_of(after[name] - weights[name], fisher[name]) for name in weights)
     assert totals["joint"] < 0.9 * totals["none"] and totals["none"] < 0.9 * totals["magnitude"]
-    assert totals["four"] < 0.6 * totals["joint"]
+    assert totals["four"] < 0.6 * totals["joint"] and totals["greedy"] < 0.8 * totals["four"]
 
 
 def _truth(gradients, name):

@@ -5,10 +5,10 @@ Shapes: O rows and I columns of a matrix, N examples, K blocks, B entries of a b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from terrazzo.compress.masks import single_matrices
 from terrazzo.errors import InputError
-from terrazzo.objectives import SupervisedConfig
+from terrazzo.nn import Encoder
+from terrazzo.objectives import Loss, Supervised, SupervisedConfig
 from terrazzo.packed import Packed
 from terrazzo.tasks.batches import collate
 from terrazzo.tasks.labelled import LabelledRows
@@ -25,6 +26,8 @@ from terrazzo.tasks.model import TaskModel
 Method = Literal["auto", "direct", "woodbury"]
 #: Blocks that are inverted at once in float64.
 CHUNK = 2048
+#: Blocks that are emptied at once, few enough that they stay in a processor's cache.
+TRACED = 128
 
 
 class GradientStream(Protocol):
@@ -39,32 +42,43 @@ class GradientStream(Protocol):
         ...
 
 
-class TaskGradients:
-    """Per-example gradients of a task's loss with dropout off, by the names of `single_matrices(model.encoder)`.
+class LossGradients:
+    """Per-example gradients of a loss with dropout off, by the names of `single_matrices` of the model's encoder.
 
     One backward pass an example: gradients of batches would make the Fisher matrix depend on the size of a batch.
 
     Args:
-        examples: one batch for each example, see `examples_of`; the loss is the mean over its predictions.
+        model: has an `encoder`.
+        examples: one batch for each example.
+        loss: of the model on a batch, as an objective gives it; what counts is its mean over predictions.
     """
 
-    def __init__(self, model: TaskModel, examples: Sequence[Packed], options: SupervisedConfig | None = None) -> None:
+    def __init__(self, model: nn.Module, examples: Sequence[Packed], loss: Callable[[Any, Packed], Loss]) -> None:
         if not examples:
             raise InputError("gradients: there are no examples with an answer; give labelled rows")
-        self.model, self.examples, self.options = model, examples, options or SupervisedConfig()
+        encoder = model.get_submodule("encoder")
+        assert isinstance(encoder, Encoder)
+        self.model, self.encoder, self.examples, self.loss = model, encoder, examples, loss
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __call__(self, names: Sequence[str]) -> Iterator[Mapping[str, Tensor]]:
         wanted = dict.fromkeys(name.partition(":")[0] for name in names)
-        weights = [self.model.encoder.get_parameter(name) for name in wanted]
-        counts = {name: len(single_matrices(self.model.encoder, [name])) for name in wanted}
+        weights = [self.encoder.get_parameter(name) for name in wanted]
+        counts = {name: len(single_matrices(self.encoder, [name])) for name in wanted}
         with _differentiable(self.model, weights):
             for example in self.examples:
-                loss = self.model.task_loss(example, self.options)
+                loss = self.loss(self.model, example)
                 found = dict(zip(wanted, torch.autograd.grad(loss.sum / loss.weight, weights), strict=True))
                 yield {name: _part(found, counts, name) for name in names}
+
+
+class TaskGradients(LossGradients):
+    """Per-example gradients of a task's loss; `examples` as `examples_of` gives them."""
+
+    def __init__(self, model: TaskModel, examples: Sequence[Packed], options: SupervisedConfig | None = None) -> None:
+        super().__init__(model, examples, Supervised(options or SupervisedConfig()).loss)
 
 
 def _part(whole: Mapping[str, Tensor], counts: Mapping[str, int], name: str) -> Tensor:
@@ -205,6 +219,32 @@ class BlockFisher:
         scores_KG = (w_KGQ * torch.cat(solved)).sum(-1).to(weight_OI.dtype) / 2
         return self.layout.join(scores_KG.repeat_interleave(group, dim=1))
 
+    def greedy_scores(self, weight_OI: Tensor, group: int = 1, keep_OI: Tensor | None = None) -> Tensor:
+        """What removing each entry, or group, adds to the loss once all that is cheaper in its block has gone.
+
+        Every block is emptied step by step, with the update and the inverse that each removal leaves. Where a removal
+        makes the next ones cheaper, all of them say their mean, so that one threshold finds the cheapest set.
+
+        Args:
+            keep_OI: what an earlier pruning left; the rest costs nothing.
+
+        Reference: the traces of Optimal Brain Compression (arXiv 2208.11580), section 4, on oBERT's blocks.
+        """
+        w_KB = self.layout.cut(weight_OI)
+        gone_KB = w_KB == 0 if keep_OI is None else ~self.layout.cut(keep_OI)
+        traces = [
+            _trace(
+                inverse.to(torch.float64, copy=True),
+                w.to(torch.float64, copy=True),
+                gone.unflatten(1, (-1, group)).all(2),
+            )
+            for inverse, w, gone in zip(
+                *(whole.split(TRACED) for whole in (self.inverse_KBB, w_KB, gone_KB)), strict=True
+            )
+        ]
+        scores_KG = torch.cat(traces).to(weight_OI.dtype)
+        return self.layout.join(scores_KG.repeat_interleave(group, dim=1))
+
     def prune(self, weight_OI: Tensor, keep_OI: Tensor) -> tuple[Tensor, float]:
         """The weights with all entries outside `keep_OI` zero and the others moved to make up for them together.
 
@@ -227,6 +267,61 @@ class BlockFisher:
             cost += float((w_P * solved_P).sum()) / 2
             changed[rows] -= torch.einsum("kij,kj->ki", inverse, solved_P).to(changed.dtype)
         return self.layout.join(changed).masked_fill(~keep_OI, 0), cost
+
+
+def _trace(inverse_KBB: Tensor, w_KB: Tensor, gone_KG: Tensor) -> Tensor:
+    """The price of each group at its turn, `(K, G)`; `inverse_KBB` and `w_KB` are used up."""
+    num_blocks, width = w_KB.shape
+    num_groups = gone_KG.shape[1]
+    group = width // num_groups
+    own_KGQQ = inverse_KBB.view(-1, num_groups, group, num_groups, group).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+    w_KGQ, gone_KG = w_KB.view(-1, num_groups, group), gone_KG.clone()
+    order_KG = torch.full_like(gone_KG, num_groups, dtype=torch.int64)
+    prices_KG, highest_K = w_KB.new_zeros(num_blocks, num_groups), w_KB.new_zeros(num_blocks)
+    inner_Q = torch.arange(group, device=w_KB.device)
+    for turn in range(num_groups):
+        solved_KGQ = w_KGQ / own_KGQQ[..., 0] if group == 1 else torch.linalg.solve(own_KGQQ, w_KGQ)
+        price_K, chosen_K = ((w_KGQ * solved_KGQ).sum(2) / 2).masked_fill(gone_KG, torch.inf).min(1)
+        active_K = price_K.isfinite()
+        highest_K = torch.where(active_K, torch.maximum(highest_K, price_K), highest_K)
+        # Where nothing is left, a price that pools with none before it.
+        prices_KG[:, turn] = torch.where(active_K, price_K, highest_K)
+        order_KG[:, turn] = torch.where(active_K, chosen_K, num_groups)
+        _eliminate(inverse_KBB, w_KB, chosen_K[:, None] * group + inner_Q)
+        gone_KG.scatter_(1, chosen_K[:, None], True)
+    own_price = w_KB.new_zeros(num_blocks, num_groups + 1).scatter_(1, order_KG, rising(prices_KG))
+    return own_price[:, :num_groups]
+
+
+def rising(prices_KG: Tensor) -> Tensor:
+    """The closest rows that never fall: runs of prices that fall are replaced by their means.
+
+    What goes after the first of such a run goes with it at that mean, so a threshold is met at the least total.
+
+    Reference: the max-min formula of isotonic regression (Robertson, Wright and Dykstra, 1988, section 1.4).
+    """
+    num_groups = prices_KG.shape[1]
+    sums = F.pad(prices_KG.cumsum(1), (1, 0))
+    best = torch.full_like(prices_KG, -torch.inf)
+    for first in range(num_groups):
+        lengths = torch.arange(1, num_groups - first + 1, device=sums.device)
+        means = (sums[:, first + 1 :] - sums[:, first, None]) / lengths
+        best[:, first:] = torch.maximum(best[:, first:], means.flip(1).cummin(1).values.flip(1))
+    return best
+
+
+def _eliminate(inverse_KBB: Tensor, w_KB: Tensor, columns_KQ: Tensor) -> None:
+    """Remove one group of every block in place: the weights and the inverse that are left; nothing for those gone."""
+    width, group = w_KB.shape[1], columns_KQ.shape[1]
+    rows_KQB = inverse_KBB.gather(1, columns_KQ[:, :, None].expand(-1, -1, width))
+    own_KQQ = rows_KQB.gather(2, columns_KQ[:, None].expand(-1, group, -1))
+    moved_KQB = rows_KQB / own_KQQ if group == 1 else torch.linalg.solve(own_KQQ, rows_KQB)
+    w_KB -= (w_KB.gather(1, columns_KQ)[:, None] @ moved_KQB)[:, 0]
+    inverse_KBB.baddbmm_(rows_KQB.mT, moved_KQB, alpha=-1)
+    w_KB.scatter_(1, columns_KQ, 0)
+    inverse_KBB.scatter_(1, columns_KQ[:, :, None].expand(-1, -1, width), 0)
+    inverse_KBB.scatter_(2, columns_KQ[:, None].expand(-1, width, -1), 0)
+    inverse_KBB.diagonal(dim1=1, dim2=2).scatter_(1, columns_KQ, 1)
 
 
 @dataclass(frozen=True)

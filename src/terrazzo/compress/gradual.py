@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from terrazzo.compress.fisher import TaskGradients, examples_of
+from terrazzo.compress.fisher import GradientStream, LossGradients
 from terrazzo.compress.masks import Masks, read_masks, single_matrices
 from terrazzo.compress.unstructured import ObertConfig, magnitude, obert
 from terrazzo.config import config, to_dict
@@ -24,8 +25,6 @@ from terrazzo.nn import Encoder
 from terrazzo.objectives import Loss
 from terrazzo.optim import Ramp, ScheduleConfig
 from terrazzo.packed import Packed
-from terrazzo.tasks.labelled import LabelledRows
-from terrazzo.tasks.model import TaskModel
 from terrazzo.train.distributed import Ranks
 from terrazzo.train.run import RunConfig
 from terrazzo.train.workload import StageStart, StageWork, Workload
@@ -83,15 +82,21 @@ class SparsitySchedule:
         return min(self.times, 1 + math.floor(min(passed, self.times) + 1e-9))
 
 
-class Pruner(Protocol):
-    """A way to choose what goes; a config, so that run.json can say it."""
+#: Per-example gradients of the stage's own loss at the present weights, on so many of its first documents.
+Gradients = Callable[[int], GradientStream]
 
-    def __call__(self, model: nn.Module, target: float, keep: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What stays of `model.encoder`'s matrices at this sparsity; it may move the weights."""
+
+class Pruner(Protocol):
+    """A way to choose what goes, by plain values that run.json keeps."""
+
+    def __call__(
+        self, encoder: Encoder, target: float, keep: Mapping[str, Tensor], gradients: Gradients
+    ) -> Mapping[str, Tensor]:
+        """What stays of the encoder's matrices at this sparsity; it may move the weights."""
         ...
 
     def describe(self) -> Mapping[str, Any]:
-        """What decides its choices, as plain values."""
+        """What decides its choices."""
         ...
 
 
@@ -101,8 +106,10 @@ class MagnitudePruner:
 
     group: int = 1
 
-    def __call__(self, model: nn.Module, target: float, keep: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return magnitude(single_matrices(encoder_of(model)), target, self.group, keep)
+    def __call__(
+        self, encoder: Encoder, target: float, keep: Mapping[str, Tensor], gradients: Gradients
+    ) -> Mapping[str, Tensor]:
+        return magnitude(single_matrices(encoder), target, self.group, keep)
 
     def describe(self) -> Mapping[str, Any]:
         return {"kind": "magnitude", "group": self.group}
@@ -110,22 +117,18 @@ class MagnitudePruner:
 
 @dataclass(frozen=True)
 class ObertPruner:
-    """oBERT on the gradients of the first `most` rows, at the weights that training has reached."""
+    """oBERT on the gradients of `examples` documents, at the weights that training has reached."""
 
-    rows: LabelledRows
-    options: ObertConfig
-    most: int = 1024
+    options: ObertConfig = ObertConfig()
+    examples: int = 1024
 
-    def __call__(self, model: nn.Module, target: float, keep: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        assert isinstance(model, TaskModel)
-        device = next(model.parameters()).device
-        examples = [example.to(device) for example in examples_of(self.rows, self.most)]
-        views = single_matrices(model.encoder)
-        return obert(views, TaskGradients(model, examples), target, self.options, keep).keep
+    def __call__(
+        self, encoder: Encoder, target: float, keep: Mapping[str, Tensor], gradients: Gradients
+    ) -> Mapping[str, Tensor]:
+        return obert(single_matrices(encoder), gradients(self.examples), target, self.options, keep).keep
 
     def describe(self) -> Mapping[str, Any]:
-        options = {name: value for name, value in to_dict(self.options).items() if name != "memory"}
-        return {"kind": "obert", "rows": self.rows.fingerprint, "most": self.most, **options}
+        return {"kind": "obert", "examples": self.examples, **to_dict(self.options)}
 
 
 def encoder_of(model: nn.Module) -> Encoder:
@@ -141,10 +144,11 @@ class PruningObjective:
     `progress` is the loop's to set; whatever else it sets goes to the objective inside.
     """
 
-    _OWN = ("inner", "masks", "schedule", "pruner", "progress", "pruned")
+    _OWN = ("inner", "stream", "masks", "schedule", "pruner", "progress", "pruned")
 
-    def __init__(self, inner: Any, masks: Masks, schedule: SparsitySchedule | None, pruner: Pruner) -> None:
-        self.inner, self.masks, self.schedule, self.pruner = inner, masks, schedule, pruner
+    def __init__(self, work: StageWork, masks: Masks, schedule: SparsitySchedule | None, pruner: Pruner) -> None:
+        self.inner, self.stream = work.objective, work.stream
+        self.masks, self.schedule, self.pruner = masks, schedule, pruner
         # Prunings that the masks show as done: all of a checkpoint's, and those that a sparse model does not need.
         levels = schedule.levels if schedule is not None else ()
         self.progress, self.pruned = 0.0, sum(masks.sparsity >= level - masks.grain for level in levels)
@@ -172,8 +176,29 @@ class PruningObjective:
             return
         target = self.schedule.levels[due - 1]
         with torch.autocast(next(model.parameters()).device.type, enabled=False):
-            self.masks.set(self.pruner(model, target, self.masks.keep))
+            gradients = partial(self._gradients, model)
+            self.masks.set(self.pruner(self.masks.encoder, target, self.masks.keep, gradients))
         self.pruned = due
+
+    def _gradients(self, model: nn.Module, count: int) -> GradientStream:
+        device = self.masks.encoder.embeddings.tokens.weight.device
+        examples = [self.inner.corrupt(batch, self.stream.seed) for batch in first_pieces(self.stream, count)]
+        return LossGradients(model, [example.to(device) for example in examples], self.inner.loss)
+
+
+def first_pieces(stream: StepSource, count: int) -> list[Packed]:
+    """The first `count` pieces of a stage, or those of one pass, each a batch."""
+    pieces: list[Packed] = []
+    step = 0
+    while len(pieces) < count:
+        plan = stream.step(step)
+        fresh = plan.epochs == 0
+        if not fresh.any():
+            break
+        rows = plan.pieces[fresh][: count - len(pieces)]
+        pieces += [stream.pack(rows[i : i + 1], plan.epochs[:1]) for i in range(len(rows))]
+        step += 1
+    return pieces
 
 
 @dataclass(frozen=True)
@@ -248,7 +273,7 @@ class PruningStage:
         self.model: nn.Module = inner.model
         self.stream: StepSource = inner.stream
         self.masks = Masks(encoder_of(inner.model), read_masks(resumed) if resumed is not None else None)
-        self.objective = PruningObjective(inner.objective, self.masks, workload.schedule, workload.pruner)
+        self.objective = PruningObjective(inner, self.masks, workload.schedule, workload.pruner)
         self.micro_tokens, self.step_tokens = inner.micro_tokens, inner.step_tokens
         self.step_words, self.counted = inner.step_words, inner.counted
 

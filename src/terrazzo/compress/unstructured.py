@@ -124,13 +124,14 @@ class ObertConfig:
         group: neighbours that go together, 4 for 4-blocks; `block` must be a multiple.
         recomputations: prunings, each with gradients of its own, that the way from the present sparsity is cut into.
         across_rows: let blocks run over the ends of rows.
+        prices: "greedy" prices an entry when all cheaper ones of its block are gone, "single" each alone, as the paper.
         update: "joint" solves for all that goes from a block at once, "none" only removes.
         memory: bytes for Fisher matrices; where that is not enough for all, matrices are done in turns, with their
             gradients computed twice.
         method, buffer: see `FisherOptions`.
 
     Reference: oBERT (arXiv 2203.07259), section 3; defaults from its appendix on hyperparameters, but for per-example
-    gradients and blocks within rows.
+    gradients, blocks within rows, and greedy prices.
     """
 
     block: int = 50
@@ -138,6 +139,7 @@ class ObertConfig:
     group: int = 1
     recomputations: int = 1
     across_rows: bool = False
+    prices: Literal["greedy", "single"] = "greedy"
     update: Literal["joint", "none"] = "joint"
     memory: float = 2.6e9
     method: Method = "auto"
@@ -229,7 +231,8 @@ def _obert_step(
     for names in turns:
         fishers.clear()
         fishers.update(block_fishers({name: weights[name] for name in names}, gradients, options.fisher, keep))
-        scores |= {name: fishers[name].scores(weights[name], options.group) for name in names}
+        for name in names:
+            scores[name] = _prices(fishers[name], weights[name], options, keep[name])
     chosen = keep_best(scores, target, options.group, keep)
     if options.update == "none":
         removed = {name: weight.masked_fill(~chosen[name], 0) for name, weight in weights.items()}
@@ -244,6 +247,12 @@ def _obert_step(
             changed[name], added = fishers[name].prune(weights[name], chosen[name])
             cost += added
     return Pruned(chosen, changed, cost)
+
+
+def _prices(fisher: BlockFisher, weight_OI: Tensor, options: ObertConfig, keep_OI: Tensor) -> Tensor:
+    if options.prices == "greedy":
+        return fisher.greedy_scores(weight_OI, options.group, keep_OI)
+    return fisher.scores(weight_OI, options.group)
 
 
 def _turns(weights: Mapping[str, Tensor], options: ObertConfig) -> list[list[str]]:
