@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from terrazzo.serve.app import OPERATIONS
+from terrazzo.serve.served import MAX_GUESSES
 from terrazzo.testing import tiny_texts
 
 TEXTS = [*tiny_texts(5), "a bird", "🧭 the café near the river"]
@@ -115,8 +116,17 @@ def test_a_row_that_cannot_be_answered_stops_no_other(server, offline):
     assert reply.status_code == 200 and bad["error"]["param"] == "input.1" and "blank" in bad["error"]["message"]
     expected = offline["moods"].predict(["a bird", "the cat"])
     assert [first["label"], last["label"]] == [result.label for result in expected]
+    assert set(bad) == set(first) and not any(bad[key] for key in ("label", "score", "labels", "scores", "truncated"))
     alone = server.post("/v1/classify", model="moods", input=" ")
     assert alone.status_code == 422 and alone.json()["error"]["param"] == "input"
+
+
+def test_rows_of_another_number_of_texts_are_told_so(server):
+    rows = [("It rains.", "The street is wet."), {"a": "It rains.", "b": "It is wet."}]
+    said = [item["error"]["message"] for item in server.post("/v1/classify", model="moods", input=rows).json()["data"]]
+    assert said == ["a pair, but 'moods' reads single texts"] * 2
+    refused = server.post("/predict", model="pairs", inputs="It rains.").json()["error"]["message"]
+    assert refused == "one text, but 'pairs' reads pairs"
 
 
 def test_predict_answers_as_text_embeddings_inference(server):
@@ -208,6 +218,7 @@ def test_info_models_and_metrics_tell_what_is_served(server, folders):
     info = server.get("/info").json()
     described = {model["name"]: model for model in info["models"]}
     assert list(described) == list(folders) and info["ready"] is True
+    assert info["limits"]["max_guesses"] == MAX_GUESSES
     assert described["moods"]["labels"] == ["calm", "wild", "odd"] and described["pairs"]["pair"] is True
     assert described["desk"]["problems"] == ["mood", "size"] and described["masks"]["mask"] == "[MASK]"
     assert [described[name]["abilities"][-1] for name in ("values", "answers", "masks")] == [
@@ -219,7 +230,9 @@ def test_info_models_and_metrics_tell_what_is_served(server, folders):
     assert [model["id"] for model in listed] == list(folders)
     assert server.get("/v1/models/tags").json() == listed[list(folders).index("tags")]
     server.post("/v1/embeddings", model="values", input=["the cat", "the cat purrs " * 40])
-    lines = dict(line.rsplit(" ", 1) for line in server.get("/metrics").text.splitlines() if line[:1] != "#")
+    text = server.get("/metrics").text
+    assert "_created" not in text
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[:1] != "#")
     assert float(lines['terrazzo_requests_total{route="/v1/embeddings",status="200"}']) >= 1
     assert float(lines['terrazzo_inputs_total{model="values"}']) >= 2
     assert float(lines['terrazzo_truncated_inputs_total{model="values"}']) >= 1

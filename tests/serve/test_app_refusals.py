@@ -75,13 +75,29 @@ def test_wrong_fields_are_named_with_their_path(server):
     assert refusal(post("/v1/fill_mask", input="[MASK]", top_k=0))[2] == "top_k"
     assert refusal(post("/v1/rerank", query=" ", documents=["a"])) == (422, "invalid_value", "query")
     assert refusal(server.raw("/v1/embeddings", b"{")) == (400, "invalid_json", None)
+    assert refusal(post("/v1/qa", input=[3]))[2] == "input.0"
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "said"),
+    [
+        ("/v1/classify", ["ok", "", 3], "input.2: write a text, a pair or an object (got 3)"),
+        ("/v1/classify", [["a", None]], "input.0.1: write a text (got null)"),
+        ("/v1/classify", True, "input: write a text, a list or an object (got true)"),
+        ("/v1/fill_mask", ["[MASK]", 5], "input.1: write a text (got 5)"),
+    ],
+)
+def test_a_value_of_another_type_is_told_what_to_write(server, path, given, said):
+    reply = server.post(path, input=given)
+    assert (reply.status_code, reply.json()["error"]["message"]) == (422, said)
 
 
 def test_models_that_are_not_here_or_cannot_are_told_apart(server):
     unknown = server.post("/v1/classify", model="mods", input="a")
     assert refusal(unknown) == (404, "model_not_found", "model")
-    assert "did you mean 'moods'?" in unknown.json()["error"]["message"]
-    assert "answers, desk, masks" in unknown.json()["error"]["message"]
+    assert "no model 'mods' here: did you mean 'moods'? served: answers, desk" in unknown.json()["error"]["message"]
+    strange = server.post("/v1/classify", model="zzz", input="a").json()["error"]["message"]
+    assert strange.startswith("no model 'zzz' here; served: answers") and strange.count("answers") == 1
     unable = server.post("/v1/tag", model="moods", input="a")
     assert refusal(unable) == (400, "model_cannot_do", "model") and "tags" in unable.json()["error"]["message"]
     assert refusal(server.get("/v1/models/mods")) == (404, "model_not_found", "model")

@@ -418,3 +418,12 @@ def test_ready_until_it_drains(folders):
         assert models.ready() == {"plain": "stopping"}
 
     with_models([folders["plain"]], use)
+
+
+def test_a_folder_of_model_folders_names_them(folders, tmp_path):
+    (tmp_path / "several" / "empty").mkdir(parents=True)
+    for name in ("plain", "label"):
+        shutil.copytree(folders[name], tmp_path / "several" / name)
+    inner = tmp_path / "several"
+    with pytest.raises(InputError, match=f"it holds model folders: terrazzo serve {inner}/label {inner}/plain$"):
+        asyncio.run(Models.open([inner]))

@@ -62,7 +62,7 @@ def server(folder):
         started.append(process)
         line = process.stderr.readline()
         ready = re.fullmatch(
-            r"ready in \d+\.\d s: (http://127\.0\.0\.1:\d+) serves mood \(embed, rerank, label\)\n", line
+            r"ready in \d+\.\d s: (http://127\.0\.0\.1:\d+) serves mood \(embed, rerank, classify\)\n", line
         )
         assert ready, line + process.stderr.read()
         return process, ready.group(1)
@@ -167,7 +167,7 @@ def test_the_first_signal_lets_requests_end(server):
     assert replies[0].status_code == 200 and len(replies[0].json()["data"]) == 1
     with pytest.raises(httpx.ConnectError):
         ask(url)
-    assert process.stderr.read() == ""
+    assert process.stderr.read() == "stopped: every request answered\n"
 
 
 def test_a_second_signal_ends_at_once(server):
@@ -186,5 +186,5 @@ def test_the_deadline_ends_what_does_not(server):
     process, url = server(seconds=30, drain=1)
     thread, _ = in_flight(process, url)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(20) == 0 and process.stderr.read().endswith("stopped: 1 request not answered\n")
     thread.join()

@@ -6,6 +6,7 @@ FastAPI documents the endpoints; it takes no part in answering them, which makes
 from __future__ import annotations
 
 import asyncio
+import difflib
 import json
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,6 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from terrazzo.config import nearest
 from terrazzo.serve.errors import ApiError, api_error, invalid_body
 from terrazzo.serve.limits import ClientGone, Headers, Receive, Send, check_json, read_body
 from terrazzo.serve.metrics import Metrics
@@ -74,12 +74,12 @@ class Here:
         Raises:
             UnknownModel: there is none; the message names all that there are.
         """
-        names = [model.name for model in self.models]
+        names = sorted(model.name for model in self.models)
         if name in names:
             return self.models[name]
-        raise UnknownModel(
-            f"no model {name!r:.80} here: {nearest(name[:80], names)} (served: {', '.join(sorted(names))})"
-        )
+        close = difflib.get_close_matches(name[:80], names, n=1, cutoff=0.5)
+        meant = f": did you mean {close[0]!r}?" if close else ";"
+        raise UnknownModel(f"no model {name!r:.80} here{meant} served: {', '.join(names)}")
 
     def usage(self, model: Served, usage: Usage) -> dict[str, int]:
         """The usage of a reply, counted."""

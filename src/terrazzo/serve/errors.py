@@ -36,6 +36,16 @@ CODES = {
 _MANY = 100
 #: Bytes of a body that is read again for the place of what is wrong in it; of longer ones the field is told alone.
 _READ_AGAIN = 2**20
+#: What would have been right, by pydantic's name of what is wrong: in this order they are told.
+_WANTED = {
+    "string_type": "a text",
+    "tuple_type": "a pair",
+    "list_type": "a list",
+    "model_type": "an object",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+}
 #: Characters of a field's path that are told.
 _LONGEST_PATH = 200
 
@@ -105,7 +115,7 @@ def invalid_body(error: ValidationError, body: bytes, model: type[BaseModel]) ->
     items = error.errors(include_url=False)
     if items[0]["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {items[0]['ctx']['error']}", code="invalid_json")
-    if items[0]["type"] == "model_type":
+    if items[0]["type"] == "model_type" and not items[0]["loc"]:
         return ApiError(422, f"the body must be a JSON object, not {body[:20]!r}", param="body")
     document = json.loads(body) if len(body) <= _READ_AGAIN else {}
     # Of a union the branch that went furthest; a field that is misspelt tells more than that it is missing.
@@ -122,10 +132,18 @@ def invalid_body(error: ValidationError, body: bytes, model: type[BaseModel]) ->
 
 
 def _message(path: Sequence[Any], items: Sequence[Any]) -> str:
-    said = dict.fromkeys(item["msg"].removeprefix("Value error, ") for item in items)
-    message = "; or ".join(said)
+    types = {item["type"] for item in items}
+    # Of a union the branch for values of this type says more than that others want another type.
+    told = [item for item in items if item["type"] not in _WANTED]
+    message = "; or ".join(dict.fromkeys(item["msg"].removeprefix("Value error, ") for item in told))
+    message = message or f"write {_either([words for name, words in _WANTED.items() if name in types])}"
     value = items[0]["input"]
-    return f"{message} (got {value!r:.60})" if path and not isinstance(value, (dict, list)) else message
+    return f"{message} (got {json.dumps(value):.60})" if path and not isinstance(value, (dict, list)) else message
+
+
+def _either(words: Sequence[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _path(item: Any, document: Any) -> list[Any]:

@@ -22,8 +22,8 @@ class Keys:
     def __init__(self, keys: Iterable[str] = ()) -> None:
         self._hashes = [_hash(key.encode()) for key in keys]
 
-    def __bool__(self) -> bool:
-        return bool(self._hashes)
+    def __len__(self) -> int:
+        return len(self._hashes)
 
     @classmethod
     def read(cls, path: Path | None) -> Keys:

@@ -23,14 +23,15 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from terrazzo.api import Model, load
-from terrazzo.checkpoint import has_masked_lm_head, load_config, load_model, load_tokenizer
+from terrazzo.checkpoint import has_masked_lm_head, load_config, load_tokenizer
 from terrazzo.checkpoint.atomic import RECORD, standing
+from terrazzo.checkpoint.folder import CONFIG
 from terrazzo.checkpoint.tokenizer import special_ids
 from terrazzo.config import from_dict, read_file, to_dict
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig, MaskedLM
 from terrazzo.runtime import Runtime, TorchRuntime
-from terrazzo.runtime.folder import GRAPHS, RuntimeRecord, is_exported, open_runtime
+from terrazzo.runtime.folder import GRAPHS, RuntimeRecord, is_exported, load_weights, open_runtime, read_record
 from terrazzo.runtime.folder import RECORD as RUNTIME
 from terrazzo.serve.engine import BatchStats, Engine
 from terrazzo.serve.inputs import encode_inputs
@@ -208,6 +209,8 @@ def load_folder(name: str, path: Path, encoders: Encoders) -> Loaded:
         InputError: no model that can be served.
     """
     seen, folder = signature(path), model_folder(path)
+    if not (standing(folder) / CONFIG).is_file() and (inner := folders_in(path)):
+        raise InputError(f"{path}: is no model folder; it holds model folders: terrazzo serve {' '.join(inner)}")
     model, key, fingerprint = open_model(folder, encoders)
     canary = warm_up(model, path, encoders.settings.warm_up)
     mask_id = special_ids(model.tokenizer).get("mask", -1)
@@ -222,6 +225,13 @@ def load_folder(name: str, path: Path, encoders: Encoders) -> Loaded:
         signature=seen,
         canary=canary,
     )
+
+
+def folders_in(path: Path) -> list[str]:
+    """The model folders right below a folder."""
+    found = sorted(path.iterdir()) if path.is_dir() else []
+    shown = [inner for inner in found if not inner.name.startswith(".")]
+    return [str(one) for one in shown if any((standing(folder) / CONFIG).is_file() for folder in (one, one / "model"))]
 
 
 def open_model(folder: Path, encoders: Encoders) -> tuple[Model, str, str]:
@@ -239,11 +249,15 @@ def open_model(folder: Path, encoders: Encoders) -> tuple[Model, str, str]:
         own_memory(model.network)
         return model, tensors_key(model.runtime.encoder), model_fingerprint(standing(folder))
     key = record_key(record, load_config(folder))
-    runtime = encoders.known(key) or open_runtime(folder, threads=encoders.settings.threads)
+    runtime = encoders.known(key)
+    if runtime is None:
+        runtime = open_runtime(folder, threads=encoders.settings.threads)
+    else:
+        read_record(folder)  # what opening would have checked
     task = load_task_head(folder) if is_task_folder(folder) else None
     tokenizer = load_tokenizer(standing(folder), runtime.config) if task is None else task.tokenizer
     files = {name: stored.sha256 for name, stored in record.files.items() if name != RECORD}
-    return Model(functools.partial(load_model, folder), tokenizer, task, runtime), key, _hash(files)[:16]
+    return Model(functools.partial(load_weights, folder), tokenizer, task, runtime), key, _hash(files)[:16]
 
 
 @torch.no_grad()

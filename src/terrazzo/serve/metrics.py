@@ -88,7 +88,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """All of it as text."""
-        return generate_latest(self.registry)
+        return generate_latest(_WithoutBirthdays(self.registry))
 
     def _histogram(self, name: str, about: str, buckets: Sequence[float]) -> Histogram:
         return Histogram(f"terrazzo_{name}", about, ("encoder",), buckets=buckets, registry=self.registry)
@@ -96,6 +96,18 @@ class Metrics:
     def _children_of(self, model: str) -> tuple[Counter, Counter, Counter, Counter]:
         tokens, inputs = self._tokens.labels(model), self._inputs.labels(model)
         return tokens, inputs, self._cut_inputs.labels(model), self._cut_tokens.labels(model)
+
+
+class _WithoutBirthdays(Collector):
+    """A registry without the gauges that tell when each counter was made, which nobody asks for."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._registry.collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
 
 
 class _QueueCollector(Collector):

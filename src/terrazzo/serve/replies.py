@@ -215,6 +215,7 @@ class ModelInfo(Reply):
 class ServerLimits(Reply):
     max_body_bytes: int
     max_texts: int
+    max_guesses: Annotated[int, Field(description="Of a request: masks times top_k.")]
     max_header_bytes: int
 
 

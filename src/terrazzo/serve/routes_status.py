@@ -16,6 +16,7 @@ from terrazzo.serve.limits import MAX_HEADER_BYTES
 from terrazzo.serve.metrics import CONTENT_TYPE
 from terrazzo.serve.models import Served
 from terrazzo.serve.replies import Health, Info, ModelCard, ModelList
+from terrazzo.serve.served import MAX_GUESSES
 from terrazzo.tasks.label import LabelTask
 from terrazzo.tasks.regression import RegressionTask
 
@@ -59,6 +60,7 @@ async def info(here: Here) -> dict[str, Any]:
         "limits": {
             "max_body_bytes": settings.max_body_bytes,
             "max_texts": settings.max_texts,
+            "max_guesses": MAX_GUESSES,
             "max_header_bytes": MAX_HEADER_BYTES,
         },
         "models": [model_info(model) for model in here.models],

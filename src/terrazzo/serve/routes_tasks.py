@@ -6,13 +6,25 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from terrazzo.serve.endpoints import Here, Operation
 from terrazzo.serve.errors import ApiError, error_dict
 from terrazzo.serve.models import Served
 from terrazzo.serve.offsets import shifted
-from terrazzo.serve.replies import ClassifyReply, QuestionReply, ScoreList, TagReply
+from terrazzo.serve.replies import (
+    AnswerResult,
+    ClassifyReply,
+    ClassResult,
+    QuestionReply,
+    ScoreList,
+    TagReply,
+    TagResult,
+)
 from terrazzo.serve.requests import Classify, PairRow, Predict, Question, Tag, TextRow, WordsRow, as_list
 from terrazzo.tasks import BadRow, Result
+from terrazzo.tasks.label import LabelTask
+from terrazzo.tasks.regression import RegressionTask
 
 CLASSES = ("label", "pair", "multi", "regression")
 _SMALLEST = 1e-300
@@ -36,8 +48,8 @@ async def predict(here: Here, body: Predict) -> list[Any]:
     """Classes with scores as text-embeddings-inference gives them: of one input a list, of several a list of lists."""
     alone = isinstance(body.inputs, (str, tuple))
     items = [body.inputs] if alone else body.inputs
-    rows = [item if isinstance(item, str) else item[0] if len(item) == 1 else item for item in items]
     model = here.model(body.model, "classify", CLASSES)
+    rows = [row_of(item[0] if isinstance(item, tuple) and len(item) == 1 else item, None, model) for item in items]
     results, _ = await _predict(here, model, body, rows, "inputs")
     for index, result in enumerate(results):
         if result.error is not None:
@@ -78,7 +90,13 @@ async def question(here: Here, body: Question) -> dict[str, Any]:
 
 
 def row_of(item: Any, problem: str | None, model: Served) -> Any:
-    """One input as `Predictor` takes it: a text, two texts, or the fields of a row; bad with a problem too many."""
+    """One input as `Predictor` takes it: a text, two texts, or the fields of a row; bad with a text or a problem too
+    many, or a text too few.
+    """
+    pair = isinstance(item, (tuple, PairRow))
+    if _reads_pairs(model) not in (None, pair):
+        told = ("a pair", "single texts") if pair else ("one text", "pairs")
+        return BadRow(where="", message=f"{told[0]}, but {model.name!r} reads {told[1]}")
     if isinstance(item, (TextRow, PairRow)):
         if item.problem is not None and not model.problems:
             return BadRow(where="", message=_no_problems(model))
@@ -102,6 +120,13 @@ async def _predict(
     return results, here.usage(model, usage)
 
 
+def _reads_pairs(model: Served) -> bool | None:
+    """Whether a row of the model's task has two texts; None where it may."""
+    if isinstance(model.task, LabelTask):
+        return model.task.kind == "pair"
+    return model.task.pair if isinstance(model.task, RegressionTask) else None
+
+
 def _no_problems(model: Served) -> str:
     return f"model {model.name!r} solves one problem, which has no name: leave 'problem' out"
 
@@ -114,14 +139,16 @@ def _list(model: Served, data: list[Any], usage: dict[str, int]) -> dict[str, An
     return {"object": "list", "data": data, "model": model.name, "usage": usage}
 
 
-def _error(index: int, message: str) -> dict[str, Any]:
+def _error(kind: type[BaseModel], index: int, message: str) -> dict[str, Any]:
+    """A row that cannot be answered: every key of the others, and why."""
     error = error_dict(message, "invalid_request_error", f"input.{index}", "unusable_input")
-    return {"index": index, "error": error}
+    nothing = {name: field.default for name, field in kind.model_fields.items()}
+    return {**nothing, "index": index, "error": error}
 
 
 def _class(index: int, result: Result, top_k: int | None, raw: bool) -> dict[str, Any]:
     if result.error is not None:
-        return _error(index, result.error)
+        return _error(ClassResult, index, result.error)
     scores = _scores(result, top_k, raw)
     score = scores[0]["score"] if scores else result.score
     labels = None if result.labels is None else list(result.labels)
@@ -145,7 +172,7 @@ def _raw(probability: float, several: bool) -> float:
 
 def _tagged(index: int, text: str, result: Result, words: bool, offsets: str) -> dict[str, Any]:
     if result.error is not None:
-        return _error(index, result.error)
+        return _error(TagResult, index, result.error)
     places = shifted(text, [(span.start, span.end) for span in result.spans or ()], offsets)
     spans = [
         {"start": start, "end": end, "label": span.label, "score": span.score, "text": span.text}
@@ -157,7 +184,7 @@ def _tagged(index: int, text: str, result: Result, words: bool, offsets: str) ->
 
 def _answered(index: int, context: str, result: Result, offsets: str) -> dict[str, Any]:
     if result.error is not None:
-        return _error(index, result.error)
+        return _error(AnswerResult, index, result.error)
     said: Mapping[str, Any] = {"answer": None, "start": None, "end": None}
     if result.spans:
         span = result.spans[0]

@@ -26,6 +26,7 @@ from terrazzo.serve.settings import Settings, names_of
 if TYPE_CHECKING:
     import uvicorn
 
+    from terrazzo.serve.app import Server as App
     from terrazzo.serve.models import Models
 
 #: Seconds for which a connection without a request is kept.
@@ -39,7 +40,7 @@ def serve(folders: Sequence[str | Path], settings: Settings | None = None) -> No
     """Serve model folders (`DIR` or `NAME=DIR`) until SIGINT or SIGTERM.
 
     The first signal stops new connections and lets requests under way end, for at most `drain_seconds`; a second one
-    ends the process at once.
+    ends the process at once. When it has stopped, it says on standard error whether every request was answered.
 
     Raises:
         InputError: an address that cannot be had, a missing package, a folder that cannot be served.
@@ -107,12 +108,18 @@ async def _serve(listener: socket.socket, folders: Sequence[str | Path], setting
     server = _server(create_app(models, settings), listener, models, settings)
     watching = asyncio.create_task(models.watch())
     await server.serve(sockets=[listener])
+    late = len(server.server_state.tasks)  # cancelled, and still there until the loop goes on
     watching.cancel()
-    return await models.drain(settings.drain_seconds)
+    ended = await models.drain(settings.drain_seconds)
+    came_to = f"{_count(late, 'request')} not answered" if late else "every request answered"
+    print(f"stopped: {came_to}", file=sys.stderr, flush=True)
+    return ended
 
 
-def _server(app: Callable[..., object], listener: socket.socket, models: Models, settings: Settings) -> uvicorn.Server:
+def _server(app: App, listener: socket.socket, models: Models, settings: Settings) -> uvicorn.Server:
     import uvicorn
+
+    from terrazzo.serve.routes_status import abilities
 
     class Server(uvicorn.Server):
         """Says when it listens; ends with status 0 on the first signal, and at once on the second."""
@@ -121,8 +128,9 @@ def _server(app: Callable[..., object], listener: socket.socket, models: Models,
             await super().startup(sockets)
             gc.enable()
             gc.freeze()
-            names = ", ".join(f"{model.name} ({', '.join(model.abilities)})" for model in models)
-            print(f"ready in {_age():.1f} s: {url_of(listener)} serves {names}", file=sys.stderr, flush=True)
+            names = ", ".join(f"{model.name} ({', '.join(abilities(model))})" for model in models)
+            keys = f"; {_count(len(app.keys), 'API key')}" if app.keys else ""
+            print(f"ready in {_age():.1f} s: {url_of(listener)} serves {names}{keys}", file=sys.stderr, flush=True)
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -172,6 +180,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ModuleNotFoundError:  # the standard loop serves too
         return None
     return uvloop.new_event_loop
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _age() -> float:
