@@ -16,8 +16,6 @@ from terrazzo.tasks.adapters.base import AdaptedLinear, largest
 
 #: Queries and values among the matrices of `attention.qkv`.
 _UPDATED = (0, 2)
-#: Entries of a residual below this are noise to the split.
-_NOISE = 0.01
 
 
 @config
@@ -70,30 +68,35 @@ class DseeConfig:
 def sparse_places(weight_OI: Tensor, entries: int) -> Tensor:
     """int64 `(entries,)`, ascending: flat places of the largest entries of S, in a split W = U V + S.
 
-    The rank of U V grows in rounds, each by the directions that hold most of what neither part explains; S is what a
-    round's U V leaves above the noise. Its directions are drawn with a fixed seed, so that places depend on W alone.
+    The rank of U V grows in rounds, each by the directions that hold most of what neither part explains; S is what is
+    left of W at as many places as are to be chosen, the largest. Directions are drawn with a fixed seed, so that
+    places depend on W alone.
 
-    Reference: GreBsmo (Zhou and Tao, AISTATS 2013), algorithm 1, as DSEE (arXiv 2111.00160), section 3.2, uses it.
+    Reference: GreBsmo (Zhou and Tao, AISTATS 2013), algorithm 1, as DSEE (arXiv 2111.00160), section 3.2, uses it; but
+    S is cut by number, as in GoDec (Zhou and Tao, ICML 2011), not by a threshold, which the scale of W would decide.
     """
     weight_OI = weight_OI.detach().float()
     draw = torch.Generator().manual_seed(0)
-    rounds, step = 16, max(1, round(0.65 * min(weight_OI.shape) / 16))
+    rounds = 16
+    step = max(1, round(0.65 * min(weight_OI.shape) / rounds))
 
     def directions(of_OI: Tensor) -> Tensor:
         drawn = torch.randn(step, len(of_OI), generator=draw).to(of_OI.device)
         return torch.linalg.qr((drawn @ of_OI).T).Q.T
 
-    sparse_OI = torch.zeros_like(weight_OI)
-    right_RI = directions(weight_OI)
+    sparse_OI, right_RI = torch.zeros_like(weight_OI), directions(weight_OI)
+    places = torch.empty(0, dtype=torch.int64)
     for turn in range(rounds):
         for _ in range(2):
             left_OR = torch.linalg.qr((weight_OI - sparse_OI) @ right_RI.T).Q
             right_RI = left_OR.T @ (weight_OI - sparse_OI)
             residual_OI = weight_OI - left_OR @ right_RI
-            sparse_OI = residual_OI.where(residual_OI.abs() >= _NOISE, 0.0)
+            places = residual_OI.abs().flatten().topk(entries).indices
+            values = residual_OI.flatten()[places]
+            sparse_OI = torch.zeros_like(weight_OI).flatten().scatter(0, places, values).view_as(weight_OI)
         if turn + 1 < rounds:
             right_RI = torch.cat((right_RI, directions(residual_OI - sparse_OI)))
-    return residual_OI.abs().flatten().topk(entries).indices.sort().values
+    return places.sort().values
 
 
 class DseeLinear(AdaptedLinear):
