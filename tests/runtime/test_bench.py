@@ -102,12 +102,21 @@ def test_nothing_is_said_without_what_others_are_compared_with(contenders):
 
 def test_the_fastest_that_agrees_is_recommended():
     rough = dataclasses.replace(FIGURES, runtime="onnx", precision="int8", texts_per_second=900.0, cosine_mean=0.98)
-    close = dataclasses.replace(rough, runtime="openvino", texts_per_second=300.0, cosine_mean=0.996)
+    close = dataclasses.replace(rough, runtime="openvino", texts_per_second=300.0, slowest=290.0, cosine_mean=0.996)
     assert best([FIGURES, rough, close]) == close and best([rough]) is None
     first, second = recommendation([FIGURES, rough, close], "minilm", "texts.txt")
     assert "--runtime openvino --precision int8 --calibrate texts.txt" in first
     assert "the same: torch fp32" in second and "--calibrate" not in second
     assert len(recommendation([FIGURES, rough], "minilm", "texts.txt")) == 1
+
+
+def test_two_whose_rounds_overlap_are_not_told_apart():
+    near = dataclasses.replace(FIGURES, runtime="onnx", texts_per_second=95.0, slowest=80.0, fastest=99.0)
+    int8 = dataclasses.replace(near, precision="int8", texts_per_second=300.0, slowest=290.0, cosine_mean=0.996)
+    _, _, said = recommendation([FIGURES, near, int8], "minilm", "texts.txt")
+    assert said == "torch fp32 and onnx fp32 cannot be told apart here; more --rounds"
+    behind = dataclasses.replace(near, fastest=89.0)
+    assert len(recommendation([FIGURES, behind, int8], "minilm", "texts.txt")) == 2
 
 
 def test_the_worker_answers_what_is_asked(tmp_path):
@@ -145,6 +154,7 @@ def test_the_command_measures_and_recommends(tmp_path, command_line, monkeypatch
     asked = ("bench", folder, "--texts", texts, "--runtime", "torch", "--rounds", "1", "--json", out)
     status, said, err = command_line(*asked, columns=120)
     assert status == 0, err
+    assert said.decode().index("int8 is left out: of 8 texts") < said.decode().index("making torch fp32")
     assert "torch fp32" in said.decode() and f"terrazzo export {folder} --out DIR --runtime torch" in said.decode()
     values = json.loads(out.read_text())
     assert [row["runtime"] for row in values["rows"]] == ["torch"] and values["rows"][0]["cosine_mean"] > 0.9999

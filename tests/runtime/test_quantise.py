@@ -93,6 +93,15 @@ def test_answers_count_beside_the_cosine() -> None:
     assert agreement.reaches(0.995, 0.98) and not agreement.reaches(0.9995, 0.98)
     few = Agreement(mean=0.999, worst=0.99, documents=20, answers=0.95)
     assert few.reaches(0.995, 0.99), "one answer of twenty is no evidence"
+    windows = Agreement(mean=0.999, worst=0.99, documents=60, answers=0.95, asked=20)
+    assert windows.reaches(0.995, 0.99), "of twenty questions that are read in sixty parts, too"
+
+
+def test_answers_are_counted_where_they_can_be() -> None:
+    said = str(Agreement(mean=0.999, worst=0.99, documents=50, answers=41 / 42, asked=42))
+    assert said.endswith("over 50 texts; 41 of 42 answers equal")
+    tags = Agreement(mean=0.999, worst=0.99, documents=3, answers=0.9, asked=3)
+    assert str(tags).endswith("; 90.0% of 3 answers equal")
 
 
 def test_weights_keep_to_7_bits_without_vnni(encoder, judge) -> None:

@@ -193,7 +193,7 @@ def info(models):
     common = {"width": 4, "max_len": 128, "parameters": 22_000_000, "runtime": "openvino", "precision": "int8"}
     common |= {"batch_tokens": 4096, "queue_tokens": 10_000, "queued_tokens": 0, "fingerprint": "f" * 64, "loaded": 0.0}
     common |= {"pair": False, "labels": [], "problems": [], "mask": None}
-    limits = {"max_body_bytes": 1 << 20, "max_texts": 100, "max_header_bytes": 32_768}
+    limits = {"max_body_bytes": 1 << 20, "max_texts": 100, "max_guesses": 1000, "max_header_bytes": 32_768}
     server = {"name": "terrazzo", "version": "0", "versions": {}, "started": 0.0, "ready": True, "limits": limits}
     made = replies.Info(**server, models=[{**common, "name": name, **rest} for name, rest in models.items()])
     return made.model_dump_json().encode()

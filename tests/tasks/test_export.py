@@ -76,6 +76,22 @@ def test_the_same_vectors_and_answers(model, texts, tmp_path, runtime, precision
     assert done.agreement.documents == 26 and done.agreement.answers is not None
 
 
+def test_progress_is_told_and_nothing_is_printed(model, texts, tmp_path, capsys, monkeypatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    done = export(model, tmp_path / "fp32", "openvino", "fp32", texts, progress=told.append)
+    assert told == ["measuring openvino...", "comparing with fp32 (26 texts)..."]
+    assert "(measured here; machine busy: load 99.0)" in "\n".join(done.lines(made_up=False))
+    told.clear()
+    done = export(model, tmp_path / "again", "openvino", "fp32", texts, progress=told.append)
+    assert told == ["comparing with fp32 (26 texts)..."] and "busy" not in "\n".join(done.lines(made_up=False))
+    told.clear()
+    export(model, tmp_path / "int8", "openvino", "int8", texts, progress=told.append)
+    assert told == ["measuring openvino...", "quantising (54 texts)..."]
+    assert capsys.readouterr() == ("", "")
+
+
 def test_pytorchs_weights_are_read_when_asked_for(model, tmp_path) -> None:
     export(model, tmp_path / "out", "openvino", log=silent)
     opened = terrazzo.load(tmp_path / "out")
@@ -158,7 +174,7 @@ def test_an_interrupted_export_leaves_nothing(model, tmp_path, monkeypatch, inte
 SLOW = """
 import sys, time
 from terrazzo.tasks import export
-export.choose = lambda *given: (print("begun", flush=True), time.sleep(60))
+export.choose = lambda *given, **options: (print("begun", flush=True), time.sleep(60))
 export.export(sys.argv[1], sys.argv[2], "torch")
 """
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 #: Texts that are run at most: enough for a steady rate.
 _MOST_TEXTS = 600
+_TOO_FEW = "half are too few to set its ranges: give at least 128 texts"
 
 
 @app.command()
@@ -51,6 +52,8 @@ def bench(
     with unwound_by_sigterm(), tempfile.TemporaryDirectory(prefix="terrazzo-bench-") as name:
         work = Path(name)
         judged, calibration = _split(rows, work)
+        if calibration is None and precision in (None, "int8"):
+            console.print(f"int8 is left out: of {len(rows):,} texts, {_TOO_FEW}", style="yellow", highlight=False)
         folders, left_out = _exported(model, work, calibration, runtime, precision, console)
         console.print(f"[dim]{len(rows):,} texts, {rounds} rounds in turns[/]")
         worker = [sys.executable, "-m", "terrazzo.cli.bench_worker", str(work / "texts.jsonl")]
@@ -120,14 +123,12 @@ def _exported(
             left_out[what] = "this CPU has no bf16 products"
             continue
         if kind == "int8" and calibration is None:
-            left_out[what] = "too few texts to set its ranges: give at least 128"
+            left_out[what] = _TOO_FEW
             continue
         console.print(f"[dim]making {what}[/]")
         try:
             out = work / what.replace(" ", "-")
-            folders[name, kind] = export(
-                model, out, name, kind, calibration if kind == "int8" else None, log=lambda line: None
-            ).folder
+            folders[name, kind] = export(model, out, name, kind, calibration if kind == "int8" else None).folder
         except InputError as error:
             if (name, kind) == ("torch", "fp32"):
                 raise

@@ -23,6 +23,17 @@ def export(
     fields: Fields = None,
 ) -> None:
     """Make a model fast on this machine: every runtime measured, the fastest kept, its agreement with fp32 checked."""
+    from rich.console import Console
+
     from terrazzo.tasks.export import export as run
 
-    run(model, out, runtime, precision, calibrate, fields_of(fields), log=lambda line: print(line, flush=True))
+    console = Console(stderr=True)
+
+    def progress(line: str) -> None:
+        if console.is_terminal:
+            console.print(line, style="dim", markup=False, highlight=False)
+
+    def log(line: str) -> None:
+        print(line, flush=True)
+
+    run(model, out, runtime, precision, calibrate, fields_of(fields), log=log, progress=progress)

@@ -29,21 +29,28 @@ class Agreement:
         mean, worst: over the documents.
         documents: that were compared.
         answers: share of a task's answers that are the same; None without a task.
+        asked: how many answers there are; None without a task.
     """
 
     mean: float
     worst: float
     documents: int
     answers: float | None = None
+    asked: int | None = None
 
     def reaches(self, cosine: float, answers: float) -> bool:
         """Whether the mean is at least `cosine` and the share `answers`, or one answer in all that differs."""
         same = 1.0 if self.answers is None else self.answers
-        return self.mean >= cosine and same >= min(answers, 1 - 1 / self.documents)
+        return self.mean >= cosine and same >= min(answers, 1 - 1 / (self.asked or self.documents))
 
     def __str__(self) -> str:
         said = f"cosine to fp32 mean {self.mean:.5f}, worst {self.worst:.5f} over {self.documents:,} texts"
-        return said if self.answers is None else f"{said}; {self.answers:.1%} of the answers equal"
+        if self.answers is None:
+            return said
+        asked = self.asked or self.documents
+        same = self.answers * asked
+        whole = abs(same - round(same)) < 1e-6  # of words' tags it is not: some of a row's may differ
+        return f"{said}; {f'{same:,.0f}' if whole else f'{self.answers:.1%}'} of {asked:,} answers equal"
 
 
 class Judge:
@@ -64,11 +71,11 @@ class Judge:
     def __call__(self, runtime: Runtime) -> Agreement:
         """The agreement of `runtime` with the reference."""
         cosines_B = F.cosine_similarity(pooled(runtime, self.batches).double(), self._vectors_BD.double())
-        same = None
+        same = asked = None
         if self._answers is not None and self._alike is not None and self._reference_answers is not None:
-            same = self._alike(self._reference_answers, self._answers(runtime))
+            same, asked = self._alike(self._reference_answers, self._answers(runtime)), len(self._reference_answers)
         mean, worst = float(cosines_B.mean()), float(cosines_B.min())
-        return Agreement(mean=mean, worst=worst, documents=len(cosines_B), answers=same)
+        return Agreement(mean=mean, worst=worst, documents=len(cosines_B), answers=same, asked=asked)
 
 
 @torch.inference_mode()

@@ -206,13 +206,19 @@ def best(figures: Sequence[Figures], cosine: float = CLOSE) -> Figures | None:
 
 
 def recommendation(figures: Sequence[Figures], model: str, texts: str) -> list[str]:
-    """What to type for the fastest of all that are close to fp32, and for the fastest that computes the same."""
+    """What to type for the fastest of all that are close to fp32, and for the fastest that computes the same; where the
+    next one's rounds overlap with its, that the two cannot be told apart.
+    """
     said = []
     for figure in dict.fromkeys(filter(None, (best(figures), best(figures, LOSSLESS)))):
         calibrate = f" --calibrate {texts}" if figure.precision == "int8" else ""
-        what = "fastest that computes the same" if figure.cosine_mean >= LOSSLESS else "fastest"
+        exact = figure.cosine_mean >= LOSSLESS
+        what = "fastest that computes the same" if exact else "fastest"
         said.append(
             f"{what}: {figure.name}, {figure.texts_per_second:,.0f} texts/s, cosine {figure.cosine_mean:.4f}: "
             f"terrazzo export {model} --out DIR --runtime {figure.runtime} --precision {figure.precision}{calibrate}"
         )
+        next_best = best([other for other in figures if other is not figure], LOSSLESS if exact else CLOSE)
+        if next_best is not None and next_best.fastest >= figure.slowest:
+            said.append(f"{figure.name} and {next_best.name} cannot be told apart here; more --rounds")
     return said

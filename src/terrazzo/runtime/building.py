@@ -66,6 +66,7 @@ class Builder:
         folder: for the graphs; it is removed when one is kept.
         setting: documents that set the ranges of int8, each its own batch.
         judge: measures agreement with fp32 on other documents; target: what int8 must reach.
+        progress: is told what is made now, where that takes long; log: what was found on the way.
     """
 
     def __init__(
@@ -79,10 +80,11 @@ class Builder:
         target: Target,
         machine: Machine | None = None,
         log: Callable[[str], None] = print,
+        progress: Callable[[str], None] | None = None,
     ) -> None:
         self.encoder, self.precision, self.folder = encoder, precision, folder
         self.setting, self.judge, self.target = setting, judge, target
-        self.machine, self.log = machine or this_machine(), log
+        self.machine, self.log, self.progress = machine or this_machine(), log, progress
         self.build: Callable[[str], Built] = functools.cache(self._build)
 
     def openers(self, names: Sequence[RuntimeName]) -> dict[str, Opener]:
@@ -112,6 +114,8 @@ class Builder:
         graph, config = self.folder / GRAPHS["openvino"][0], self.encoder.config
         model, found = to_openvino(self.encoder), {}
         if self.precision == "int8":
+            if self.progress is not None:
+                self.progress(f"quantising ({len(self.setting):,} texts)...")
             ranker = Judge(TorchRuntime(self.encoder), self.setting[:_RANKING])
             quantised = quantise(
                 model,

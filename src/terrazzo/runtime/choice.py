@@ -72,6 +72,7 @@ def choose(
     seconds: float | None = None,
     machine: Machine | None = None,
     memory: Path | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Chosen:
     """The fastest of some runtimes for a shape of model, at its best batch and number of streams.
 
@@ -82,6 +83,7 @@ def choose(
         seconds: roughly, of measuring; None is `SECONDS`.
         machine: whose choice it is; None is this one.
         memory: file of choices; None is the user's own, see `memory_file`.
+        progress: is told when measuring begins.
 
     Raises:
         InputError: no candidate could be opened: why the first could not.
@@ -91,6 +93,8 @@ def choose(
     known = _remembered(memory).get(key)
     if known is not None and not known.left_out:
         return Chosen(choice=known, remembered=True)
+    if progress is not None:
+        progress(f"measuring {', '.join(candidates)}...")
     choice = measure(candidates, shape, machine.cores, SECONDS if seconds is None else seconds)
     if not choice.left_out:
         _remember(memory, key, choice)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -44,6 +45,7 @@ from terrazzo.tasks.predict import Predictor
 from terrazzo.tasks.task import Result
 
 Asked = Literal["auto", "torch", "openvino", "onnx"]
+#: Takes a line for a person.
 Log = Callable[[str], None]
 
 
@@ -73,7 +75,8 @@ def export(
     calibration: str | Path | None = None,
     fields: Mapping[str, str] | None = None,
     target: Target | None = None,
-    log: Log = print,
+    log: Log | None = None,
+    progress: Log | None = None,
 ) -> Exported:
     """Write `out`: the model in `source` with the graph of its fastest runtime, or of the named one.
 
@@ -84,13 +87,15 @@ def export(
         source: any model folder: what pretrain or finetune wrote, a task folder, a published checkpoint.
         calibration: texts, or the task's rows, one a line; int8 needs them.
         fields: the column of a field in `calibration`, where its name does not tell.
-        target: agreement that int8 must reach; None is a mean cosine of 0.995 and 99 % of a task's answers.
+        target: agreement that int8 must reach; None is a mean cosine of 0.995 and 99 % of a task's answers, or all but
+            one of fewer than a hundred.
+        log: takes lines about what was made; progress: about what is done now. None says nothing.
 
     Raises:
         InputError: a model, a runtime with a precision, or texts that cannot be used; a missing package; int8 that does
             not reach its target.
     """
-    began = time.perf_counter()
+    began, log, progress = time.perf_counter(), log or _silent, progress or _silent
     asked, exact = _checked(runtime, precision, calibration)
     opened, out = open_source(source), Path(out)
     with usable(out):
@@ -109,10 +114,15 @@ def export(
             judge=judge,
             target=target or Target(),
             log=log,
+            progress=progress,
         )
-        chosen = choose(builder.openers(names), opened.encoder.config, exact)
+        load = os.getloadavg()[0]
+        chosen = choose(builder.openers(names), opened.encoder.config, exact, progress=progress)
         built = builder.build(chosen.choice.runtime)
-        agreement = built.agreement or judge(built.open(None))
+        agreement = built.agreement
+        if agreement is None:
+            progress(f"comparing with fp32 ({len(texts.judging):,} texts)...")
+            agreement = judge(built.open(None))
         if not math.isfinite(agreement.mean):
             raise InputError(
                 f"{opened.folder}: its vectors are not finite in fp32 or in {exact}, so its weights are damaged"
@@ -135,11 +145,16 @@ def export(
         record=record,
         left_out=chosen.choice.left_out,
         remembered=chosen.remembered,
+        load=load if load > (os.cpu_count() or 1) else None,
         seconds=time.perf_counter() - began,
     )
     for line in exported.lines(made_up=calibration is None):
         log(line)
     return exported
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 def open_source(path: str | Path) -> Source:

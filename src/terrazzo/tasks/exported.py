@@ -18,6 +18,7 @@ class Exported:
         record: runtime.json: the runtime, rates, agreement, parts that stayed fp32.
         left_out: runtimes that were not candidates, and why.
         remembered: whether the rates come from an earlier export on this machine.
+        load: the machine's load average when measuring began, where it had more to do than it has cores.
         seconds: that the export took.
     """
 
@@ -26,6 +27,7 @@ class Exported:
     left_out: Mapping[str, str]
     remembered: bool
     seconds: float
+    load: float | None = None
 
     @property
     def runtime(self) -> RuntimeName:
@@ -47,7 +49,8 @@ class Exported:
         record = self.record
         rates = sorted(record.rates.items(), key=lambda item: -item[1])
         measured = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates)
-        when = "remembered from an earlier export" if self.remembered else "measured here"
+        busy = "" if self.load is None else f"; machine busy: load {self.load:.1f}"
+        when = "remembered from an earlier export" if self.remembered else f"measured here{busy}"
         said = [
             f"runtime: {record.runtime}, {record.streams} streams, batches of {record.batch_tokens:,} tokens",
             f"tokens/s: {measured} ({when})",
