@@ -42,7 +42,8 @@ class Clock:
 class Simulated:
     """Opens runtimes that take milliseconds by a rule that is not linear in width; every n-th call meets noise."""
 
-    def __init__(self, noise=0.0, every=2) -> None:
+    def __init__(self, noise=0.0, every=2, both=0.0) -> None:
+        self.both = both
         self.clock, self.opened, self.noise, self.every, self.calls = Clock(), [], noise, every, 0
 
     def milliseconds(self, config, tokens, wanted):
@@ -52,6 +53,7 @@ class Simulated:
             near = 1.0 if config.layer_window(layer) is None else 0.25
             width = config.layer_mlp_width(layer)
             total += near * 0.02 * tokens * len(config.layer_heads(layer)) ** 1.1
+            total += self.both if width and config.layer_heads(layer) else 0.0
             total += 1e-4 * after * (width + 0.5 * 32 * -(-width // 32))
         return total
 
@@ -101,6 +103,16 @@ def test_sizes_between_are_interpolated_to_a_few_percent(tmp_path) -> None:
     config = SHAPE.replace(kept_heads=((0, 1, 2),) * 5, mlp_widths=(40, 100, 200, 300, 500))
     assert coarse.predict(config) == pytest.approx(simulated.milliseconds(config, 10, 10), rel=0.03)
     assert coarse.price(Site(0, "units"), 0) == 0
+
+
+def test_what_both_parts_cost_together_is_in_the_table(tmp_path) -> None:
+    simulated = Simulated(both=0.3)
+    table = table_of(simulated, tmp_path, sizes={"heads": range(9), "units": range(0, 513, 32)})
+    for heads, units in ((8, 512), (4, 256), (1, 32)):
+        config = SHAPE.replace(kept_heads=(tuple(range(heads)),) * 5, mlp_widths=(units,) * 5)
+        assert table.predict(config) == pytest.approx(simulated.milliseconds(config, 10, 10), rel=1e-9)
+    alone = SHAPE.replace(mlp_widths=(0,) * 5)
+    assert table.predict(alone) == pytest.approx(simulated.milliseconds(alone, 10, 10) + 5 * 0.15, rel=1e-9)
 
 
 def test_predictions_are_compared_with_whole_encoders(tmp_path) -> None:

@@ -1,7 +1,7 @@
 """Latency tables, measured once on a machine and remembered there, and compared with encoders as a whole.
 
-Attention with n heads and an MLP with w inner units are timed in encoders of few layers that hold nothing else; what
-layers of nothing still cost (embeddings, norms, residuals, a head) is timed once at the full depth.
+Attention with n heads is timed in encoders of few layers beside an MLP of half its width, an MLP with w inner units
+beside half of the heads; what layers of nothing still cost (embeddings, norms, a head) is timed once at full depth.
 """
 
 from __future__ import annotations
@@ -175,28 +175,45 @@ class _Group:
     layers: tuple[int, ...]
 
     def probes(self, shape: EncoderConfig, sizes: Sizes) -> dict[str, EncoderConfig]:
-        """By their names, encoders of such layers that hold nothing, or one size of one kind of part."""
+        """By their names, encoders of such layers: every size of one kind beside half of the other, and nothing."""
         vocabulary = min(_VOCABULARY, shape.vocab_size)
         few = shape.replace(vocab_size=vocabulary, window=self.window, global_every=1, skip_first_norm=False)
-        found = {self._name("empty", 0): _filled(few, self._depth(shape))}
-        for kind, size in ((kind, size) for kind, timed in sizes.items() for size in timed if size):
-            found[self._name(kind, size)] = _filled(few, self._depth(shape), **{kind: size})
-        return found
+        heads, units = _half(sizes["heads"]), _half(sizes["units"])
+        pairs = [(size, units) for size in sizes["heads"]] + [(heads, size) for size in sizes["units"]] + [(0, 0)]
+        return {self._name(*pair): _filled(few, self._depth(shape), *pair) for pair in pairs}
 
     def curves(self, shape: EncoderConfig, sizes: Sizes, ms: Mapping[str, float]) -> list[Curve]:
-        """The times of the probes beyond that of the empty one, for each layer."""
-        empty, depth = ms[self._name("empty", 0)], self._depth(shape)
+        """What each size adds for each layer.
+
+        Both kinds together can cost more than each of them alone (int8 is quantised between them); each takes half of
+        that, so that a layer of half of both is predicted as it was timed.
+        """
+        heads, units = _half(sizes["heads"]), _half(sizes["units"])
+
+        def spent(one: int, other: int) -> float:
+            return ms[self._name(one, other)] / self._depth(shape)
+
+        both = spent(heads, units) - spent(heads, 0) - spent(0, units) + spent(0, 0)
+        added: dict[Kind, list[float]] = {
+            "heads": [spent(size, units) - spent(0, units) - both / 2 for size in sizes["heads"]],
+            "units": [spent(heads, size) - spent(heads, 0) - both / 2 for size in sizes["units"]],
+        }
         curves = []
-        for kind, timed in sizes.items():
-            spent = [max(0.0, ms[self._name(kind, size)] - empty) / depth if size else 0.0 for size in timed]
-            curves.append(Curve(kind=kind, layers=self.layers, sizes=tuple(timed), ms=tuple(spent)))
+        for kind, some in added.items():
+            ms_S = (0.0, *(max(0.0, one) for one in some[1:]))
+            curves.append(Curve(kind=kind, layers=self.layers, sizes=tuple(sizes[kind]), ms=ms_S))
         return curves
 
     def _depth(self, shape: EncoderConfig) -> int:
         return 1 if self.last else min(_DEPTH, shape.depth)
 
-    def _name(self, part: str, size: int) -> str:
-        return f"{part} {size} of layers {', '.join(map(str, self.layers))}"
+    def _name(self, heads: int, units: int) -> str:
+        return f"{heads} heads and {units} units in layers {', '.join(map(str, self.layers))}"
+
+
+def _half(sizes: Sequence[int]) -> int:
+    """The timed size that is nearest to half of all."""
+    return min(sizes[1:], key=lambda size: abs(size - sizes[-1] / 2))
 
 
 def _groups(shape: EncoderConfig, selects: bool) -> list[_Group]:
