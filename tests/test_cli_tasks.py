@@ -8,10 +8,13 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from terrazzo.cli.finetuning import merged
 from terrazzo.cli.options import fields_of
+from terrazzo.cli.tables import show_evaluation
 from terrazzo.errors import InputError
+from terrazzo.tasks.evaluate import Confusion, Evaluation
 from terrazzo.tasks.label import LabelTask
 from terrazzo.tasks.pareto import run_pareto
 from terrazzo.tasks.suites import run_suite
@@ -63,6 +66,9 @@ def test_finetune_leaves_a_model_a_result_and_a_page(command, tuned):
     assert status == 0, err
     for part in ("rows", "class calm", "lr-0.001-seed-0", "learning rate", "chosen", "accuracy", "report"):
         assert part in printed, f"{part}: {printed}"
+    opening = next(line for line in printed.splitlines() if line.startswith("stage "))
+    assert "of the token table only the" in opening and "rows in use, 32 documents" in opening
+    assert not any(part in printed for part in ("process(es)", "micro-batches", "of peak"))
     result = json.loads((out / "result.json").read_text())
     assert len(result["runs"]) == 4 and result["lr"] in (1e-3, 3e-3)
     found = json.loads((out / "evaluation.json").read_text())
@@ -76,6 +82,18 @@ def test_finetune_leaves_a_model_a_result_and_a_page(command, tuned):
     assert again[0] == 0 and json.loads((out / "result.json").read_text())["runs"] == result["runs"]
     (out / "report.html").unlink()
     assert command("report", out)[1].strip() == str(out / "report.html")
+
+
+def test_empty_cells_of_the_confusion_table_have_one_sign(capsys):
+    counts = ((0, 0, 2), (0, 5, 0), (1, 0, 0))
+    found = Confusion(classes=("a", "b", "c"), counts=counts)
+    evaluation = Evaluation(kind="label", main="f1", value=0.6, low=0.5, high=0.7, scores={}, rows=8, confusion=found)
+    show_evaluation(evaluation, Console(width=80))
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[-3:]] == [
+        ["a", "·", "·", "2"],
+        ["b", "·", "5", "·"],
+        ["c", "1", "·", "·"],
+    ]
 
 
 def test_a_page_of_runs_that_have_not_ended_says_so(command, tuned, tmp_path):

@@ -315,6 +315,17 @@ def test_damaged_records_are_named_and_a_model_in_part_is_made_again(asked, tmp_
         (out / name).unlink()
 
 
+def test_other_options_are_refused_before_the_rows_are_read(asked, tmp_path, monkeypatch):
+    short = dataclasses.replace(asked, lr=(1e-2,), seeds=1, epochs=1.0)
+    run(short)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("mine")
+    monkeypatch.setattr(module, "prepare", lambda *_: pytest.fail("the rows are read"))
+    for changed, message in (({"epochs": 2.0}, "begun with epochs"), ({"out": str(tmp_path / "taken")}, "other files")):
+        with pytest.raises(InputError, match=message):
+            finetune(dataclasses.replace(short, **changed), train=TRAIN, eval=DEV)
+
+
 def test_a_folder_with_other_files_is_left_alone(asked, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("mine")

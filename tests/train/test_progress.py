@@ -53,6 +53,12 @@ def test_a_log_gets_a_line_every_so_many_seconds_and_the_last_state():
         assert figure in lines[-1]
 
 
+def test_the_share_of_peak_can_be_left_out():
+    text, hook = listen(peak=False)
+    hook.on_step(training_line(1))
+    assert "tok/s" in text.getvalue() and "of peak" not in text.getvalue()
+
+
 def test_the_time_left_follows_the_recent_pace_and_forgets_the_compilation():
     text, hook = listen(every=0.0)
     for step in range(1, 601):  # 600 s before the first step, 300 steps of 5 s, then 1 s a step, 1000 steps in all

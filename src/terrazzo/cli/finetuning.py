@@ -140,7 +140,7 @@ def _run(config: FinetuneConfig) -> None:
 
     def announced(run: RunConfig) -> Callable[[Path], Sequence[Hook]]:
         console.print(f"\n[bold]{Path(run.out).name}[/]", highlight=False)
-        return default_hooks(run)
+        return default_hooks(run, peak=False)
 
     result = finetune(
         config,

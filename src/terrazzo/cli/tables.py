@@ -76,7 +76,8 @@ def _confusion(confusion: Confusion, width: int) -> Table:
     for name in confusion.classes:
         table.add_column(escape(name), justify="right")
     for i, (name, row) in enumerate(zip(confusion.classes, confusion.counts, strict=True)):
-        cells = [f"[bold]{count:,}[/]" if i == j else f"{count:,}" if count else "·" for j, count in enumerate(row)]
+        shown = [f"{count:,}" if count else "·" for count in row]
+        cells = [f"[bold]{cell}[/]" if i == j else cell for j, cell in enumerate(shown)]
         table.add_row(escape(name), *cells)
     return table
 

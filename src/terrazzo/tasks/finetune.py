@@ -19,6 +19,7 @@ from terrazzo.tasks.finetune_record import (
     begin_folder,
     begun_budget,
     best_evaluation,
+    check_folder,
     chosen_before,
     keep_model,
     prune,
@@ -76,6 +77,7 @@ def finetune(
     begin = time.perf_counter()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    check_folder(config)
     with joined(config.device) as ranks:
         prepared = prepare(config, train, eval)
         if on_understood is not None and ranks.is_main:

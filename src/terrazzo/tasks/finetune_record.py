@@ -100,6 +100,19 @@ def run_folder(config: FinetuneConfig, lr: float, seed: int) -> Path:
     return Path(config.out) / "runs" / f"lr-{lr:g}-seed-{seed}"
 
 
+def check_folder(config: FinetuneConfig) -> None:
+    """Refuse a folder that cannot be gone on with, as far as that shows without the rows.
+
+    Raises:
+        InputError: it holds something else, or a fine-tuning with other options; the first is named.
+    """
+    out = Path(config.out)
+    if (out / RECORD).is_file():
+        _check_options(out, _read(out / RECORD, FORMAT, "choose another --out"), config)
+    elif out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
+        raise InputError(f"{out} holds other files: choose another --out")
+
+
 def begin_folder(config: FinetuneConfig, workload: TaskWorkload, understanding: Understanding, ranks: Ranks) -> None:
     """Write OUT/finetune.json, or find that it describes the same fine-tuning.
 
@@ -114,10 +127,9 @@ def begin_folder(config: FinetuneConfig, workload: TaskWorkload, understanding: 
         "workload": to_dict(workload.describe()),
         "understood": understanding.to_dict(),
     }
+    check_folder(config)
     if (out / RECORD).is_file():
         _check_same(out, record)
-    elif out.exists() and (not out.is_dir() or any(not path.name.startswith(".") for path in out.iterdir())):
-        raise InputError(f"{out} holds other files: choose another --out")
     ranks.barrier()
     if ranks.is_main:
         try:
@@ -128,16 +140,18 @@ def begin_folder(config: FinetuneConfig, workload: TaskWorkload, understanding: 
     ranks.barrier()
 
 
-def _check_same(out: Path, record: Mapping[str, Any]) -> None:
-    file = out / RECORD
-    before = _read(file, FORMAT, "choose another --out")
-    config = to_dict(from_dict(FinetuneConfig, before.get("config", {}), str(file)))
-    for name, value in record["config"].items():
-        if name not in FREE_FIELDS and config[name] != value:
+def _check_options(out: Path, before: Mapping[str, Any], config: FinetuneConfig) -> None:
+    begun = to_dict(from_dict(FinetuneConfig, before.get("config", {}), str(out / RECORD)))
+    for name, value in to_dict(config).items():
+        if name not in FREE_FIELDS and begun[name] != value:
             raise InputError(
-                f"{out} was begun with {first_difference(name, config[name], value)}; go on with the same value, or "
+                f"{out} was begun with {first_difference(name, begun[name], value)}; go on with the same value, or "
                 "choose another --out"
             )
+
+
+def _check_same(out: Path, record: Mapping[str, Any]) -> None:
+    before = _read(out / RECORD, FORMAT, "choose another --out")
     if before.get("weights", record["weights"]) != record["weights"]:
         raise InputError(f"model: {record['config']['model']} has changed since {out} was begun: choose another --out")
     for part in ("train", "eval"):

@@ -52,6 +52,7 @@ from terrazzo.train.check import check_fit, check_schedules
 from terrazzo.train.distributed import Ranks
 from terrazzo.train.run import RunConfig
 from terrazzo.train.stage import FromFolder, Init, Sampling, Stage
+from terrazzo.train.units import plural, whole
 from terrazzo.train.workload import StageStart
 
 Freeze = Literal["none", "embeddings", "encoder"]
@@ -239,10 +240,16 @@ class TaskStage:
             sampling = dataclasses.replace(sampling, micro_tokens=start.micro_tokens)
         self.micro_tokens = check_fit(self.model.config, sampling, start.ranks, start.bf16)
         self.step_tokens = float(self.stream.lengths.mean() * self.stream.pieces_per_step)
-        self.step_words = f"{self.stream.pieces_per_step} documents (about {self.step_tokens:.0f} tokens)"
+        self.step_words = self._step_words()
         self.passes = self.adapter.passes if self.adapter is not None else _passes(self.model)
         self.dev = self.rows.renumbered(workload.dev.flat)
         self.dev_batches = _dev_batches(self.dev, max(EVALUATION_TOKENS, self.micro_tokens))
+
+    def _step_words(self) -> str:
+        table, used = self.model.encoder.embeddings.tokens.weight, len(self.rows.used_U)
+        narrow = table.requires_grad and used < len(self.rows.table_VD)
+        rows = f"of the token table only the {whole(used)} rows in use, " if narrow else ""
+        return f"{rows}{plural(self.stream.pieces_per_step, 'document')} (about {self.step_tokens:.0f} tokens)"
 
     def evaluate(self, module: nn.Module, ranks: Ranks, autocast: AbstractContextManager[None]) -> Mapping[str, Any]:
         """The task's metrics on the rows that score the model, the one named by `metric` as `score`; the mean loss.

@@ -41,6 +41,7 @@ from terrazzo.train.state import (
     whole_model,
     whole_optimizer,
 )
+from terrazzo.train.units import whole
 from terrazzo.train.workload import StageStart, Workload
 
 #: Weight of the past in the smoothed loss that divergence is judged by.
@@ -405,12 +406,13 @@ class StageRun:
         return count > 0
 
     def _opening(self) -> str:
-        work, ranks = self.work, self.session.ranks
-        return (
-            f"stage {self.stage.name}: {self.parameters / 1e6:.1f} M parameters in training, {work.step_words} a step, "
-            f"micro-batches up to {work.micro_tokens} tokens, {ranks.world_size} process(es), "
-            f"{str(self.session.dtype).removeprefix('torch.')}"
-        )
+        work, processes = self.work, self.session.ranks.world_size
+        parts = [f"{self.parameters / 1e6:.1f} M parameters in training, {work.step_words} a step"]
+        if work.micro_tokens * processes < work.step_tokens:
+            parts.append(f"micro-batches up to {whole(work.micro_tokens)} tokens")
+        if processes > 1:
+            parts.append(f"{processes} processes")
+        return f"stage {self.stage.name}: {', '.join(parts)}, {str(self.session.dtype).removeprefix('torch.')}"
 
 
 def _padding_saved(batches: list[Packed]) -> float:

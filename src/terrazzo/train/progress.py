@@ -22,10 +22,15 @@ _BAR, _GAP = 12, "  "
 _ETA_LINES = 200
 
 
-def default_hooks(config: RunConfig, console: Console | None = None) -> Callable[[Path], Sequence[Hook]]:
+def default_hooks(
+    config: RunConfig, console: Console | None = None, *, peak: bool = True
+) -> Callable[[Path], Sequence[Hook]]:
     """What a run tells by default: metrics.jsonl, the progress line and, where the config asks for it, TensorBoard.
 
     The result is called with the run folder once it is open, and goes on where the newest checkpoint there stands.
+
+    Args:
+        peak: whether the progress line tells the share of the peak.
     """
 
     def make(run: Path) -> Sequence[Hook]:
@@ -34,7 +39,7 @@ def default_hooks(config: RunConfig, console: Console | None = None) -> Callable
         steps = [stage.budget.steps for stage in config.stages]
         total = sum(s for s in steps if s is not None) if None not in steps else None
         board = [TensorBoardHook(run / "tensorboard", step)] if config.tensorboard else []
-        return [MetricsLog(run / "metrics.jsonl", step), *board, ProgressLine(console, total_steps=total)]
+        return [MetricsLog(run / "metrics.jsonl", step), *board, ProgressLine(console, total_steps=total, peak=peak)]
 
     return make
 
@@ -65,6 +70,7 @@ class ProgressLine:
         every: seconds between plain lines where the console is no terminal.
         total_steps: the number of steps of the run, where the budgets fix it.
         clock: seconds, increasing.
+        peak: whether to tell the share of peak FLOPs.
     """
 
     def __init__(
@@ -73,7 +79,9 @@ class ProgressLine:
         every: float = 10.0,
         total_steps: int | None = None,
         clock: Callable[[], float] = time.monotonic,
+        peak: bool = True,
     ) -> None:
+        self._tell_peak = peak
         self._console, self._every, self._total, self._clock = console or Console(), every, total_steps, clock
         self._loss, self._rate, self._peak = Average(0.9), Average(0.9), Average(0.9)
         self._heldout = math.nan
@@ -148,7 +156,7 @@ class ProgressLine:
             (0, f"loss {self._loss.value if math.isfinite(loss) else loss:.3f}"),
             (2, f"held-out {self._heldout:.3f}" if math.isfinite(self._heldout) else ""),
             (3, f"{short(self._rate.value)} tok/s"),
-            (4, f"{percent(self._peak.value, 0)} of peak" if math.isfinite(self._peak.value) else ""),
+            (4, f"{percent(self._peak.value, 0)} of peak" if self._shows_peak else ""),
             (5, f"{percent(line['padding_saved'], 0)} padding saved" if "padding_saved" in line else ""),
             (1, f"{duration(left)} left" if math.isfinite(left) else ""),
         ]
@@ -156,6 +164,10 @@ class ProgressLine:
         while len(pieces) > 2 and len(_GAP.join(text for _, text in pieces)) > width:
             pieces.remove(max(pieces))
         return _GAP.join(text for _, text in pieces)
+
+    @property
+    def _shows_peak(self) -> bool:
+        return self._tell_peak and math.isfinite(self._peak.value)
 
     def _seconds_left(self) -> float:
         """Time to go at the pace of the last lines, which forgets compilation and warm-up."""
