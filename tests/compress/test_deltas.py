@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from terrazzo import load
 from terrazzo.checkpoint import save_model
+from terrazzo.compress.delta_files import load_delta, restore, save_delta
 from terrazzo.compress.deltas import (
     Base,
     Delta,
@@ -18,10 +19,7 @@ from terrazzo.compress.deltas import (
     drop_all,
     drop_and_rescale,
     kept_entries,
-    load_delta,
-    restore,
     rounded,
-    save_delta,
 )
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, MaskedLM
