@@ -40,21 +40,22 @@ class Clock:
 
 
 class Simulated:
-    """Opens runtimes that take milliseconds by a rule that is not linear in width; every n-th call meets noise."""
+    """Opens runtimes that take milliseconds by a rule that is not linear in width; three calls in ten meet noise."""
 
-    def __init__(self, noise=0.0, every=2, both=0.0) -> None:
-        self.both = both
-        self.clock, self.opened, self.noise, self.every, self.calls = Clock(), [], noise, every, 0
+    def __init__(self, noise=0.0, both=0.0, deep=0.0) -> None:
+        self.both, self.deep, self.draw = both, deep, np.random.default_rng(0)
+        self.clock, self.opened, self.noise = Clock(), [], noise
 
     def milliseconds(self, config, tokens, wanted):
         total = 0.5 + 0.001 * tokens * config.depth + 2e-4 * config.vocab_size
         for layer in range(config.depth):
             after = wanted if layer == config.depth - 1 else tokens
-            near = 1.0 if config.layer_window(layer) is None else 0.25
+            deeper = 1 + self.deep * config.depth
+            near = deeper if config.layer_window(layer) is None else 0.25 * deeper
             width = config.layer_mlp_width(layer)
             total += near * 0.02 * tokens * len(config.layer_heads(layer)) ** 1.1
             total += self.both if width and config.layer_heads(layer) else 0.0
-            total += 1e-4 * after * (width + 0.5 * 32 * -(-width // 32))
+            total += deeper * 1e-4 * after * (width + 0.5 * 32 * -(-width // 32))
         return total
 
     def __call__(self, config):
@@ -62,8 +63,7 @@ class Simulated:
 
         def run(batch, select_M=None):
             wanted = batch.num_tokens if select_M is None else len(select_M)
-            self.calls += 1
-            late = 1 + self.noise * (self.calls % self.every == 0)
+            late = 1 + self.noise * (self.draw.random() < 0.3)
             self.clock.now += 1e-3 * late * self.milliseconds(config, batch.num_tokens, wanted)
 
         return run
@@ -113,6 +113,14 @@ def test_what_both_parts_cost_together_is_in_the_table(tmp_path) -> None:
         assert table.predict(config) == pytest.approx(simulated.milliseconds(config, 10, 10), rel=1e-9)
     alone = SHAPE.replace(mlp_widths=(0,) * 5)
     assert table.predict(alone) == pytest.approx(simulated.milliseconds(alone, 10, 10) + 5 * 0.15, rel=1e-9)
+
+
+def test_layers_that_cost_more_among_many_are_scaled_to_the_whole_encoder(tmp_path) -> None:
+    simulated = Simulated(deep=0.05)
+    table, cut = table_of(simulated, tmp_path), SHAPE.replace(kept_heads=((0, 1, 2, 3),) * 5, mlp_widths=(256,) * 5)
+    assert table.scale == pytest.approx(1.25 / 1.1, rel=0.01)
+    assert table.dense_ms == pytest.approx(simulated.milliseconds(SHAPE, 10, 10), rel=1e-9)
+    assert table.predict(cut) == pytest.approx(simulated.milliseconds(cut, 10, 10), rel=0.01)
 
 
 def test_predictions_are_compared_with_whole_encoders(tmp_path) -> None:
@@ -177,7 +185,7 @@ def test_a_damaged_memory_is_measured_again(tmp_path) -> None:
 
 
 def test_noise_that_the_minimum_leaves_out_changes_nothing(tmp_path) -> None:
-    quiet, noisy = table_of(Simulated(), tmp_path / "a"), table_of(Simulated(noise=4.0, every=3), tmp_path / "b")
+    quiet, noisy = table_of(Simulated(), tmp_path / "a"), table_of(Simulated(noise=4.0), tmp_path / "b")
     assert noisy.dense_ms == pytest.approx(quiet.dense_ms, rel=0.02)
 
 

@@ -64,6 +64,7 @@ class LatencyTable:
     Args:
         shape: the whole encoder; remainder_ms: what is left of it without any heads and units.
         machine: key of the machine; packages: versions there.
+        scale: what the parts' times were multiplied by, so that they add up to those of the whole encoder.
         spread: the largest share by which a time, measured twice, differed.
     """
 
@@ -71,6 +72,7 @@ class LatencyTable:
     conditions: Conditions
     remainder_ms: float
     curves: tuple[Curve, ...]
+    scale: float = 1.0
     spread: float
     machine: str
     packages: dict[str, str]

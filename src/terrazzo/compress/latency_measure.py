@@ -12,7 +12,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +96,14 @@ def measure(
 ) -> LatencyTable:
     """A latency table from times that are taken now; see `latency_table`."""
     groups = _groups(shape, conditions.selects)
-    calls = {"the remainder": _call(opener, _filled(shape, shape.depth), conditions, forward)}
+    whole = {"the whole encoder": shape, "the remainder": _filled(shape, shape.depth)}
+    calls = {name: _call(opener, config, conditions, forward) for name, config in whole.items()}
     for group in groups:
         for name, probe in group.probes(shape, sizes).items():
             calls[name] = _call(opener, probe, conditions, forward if group.last else None)
     with _threads(conditions.threads):
         times = time_calls(calls, clock, timing)
-    return LatencyTable(
+    table = LatencyTable(
         shape=shape,
         conditions=conditions,
         remainder_ms=times.ms["the remainder"],
@@ -111,6 +112,20 @@ def measure(
         machine=machine.key,
         packages=versions(PACKAGES),
     )
+    return _scaled(table, times.ms["the whole encoder"])
+
+
+def _scaled(table: LatencyTable, dense_ms: float) -> LatencyTable:
+    """The table with the parts' times scaled so that they add up to the whole encoder's.
+
+    Few layers find more of what they need in the caches than many, and share what a batch costs once.
+    """
+    parts_ms = table.budget(table.dense_ms)
+    if not (parts_ms > 0 and dense_ms > table.remainder_ms):
+        return table
+    scale = table.budget(dense_ms) / parts_ms
+    curves = tuple(replace(curve, ms=tuple(scale * one for one in curve.ms)) for curve in table.curves)
+    return replace(table, curves=curves, scale=scale)
 
 
 @dataclass(frozen=True, kw_only=True)
