@@ -316,8 +316,10 @@ def _eliminate(inverse_KBB: Tensor, w_KB: Tensor, columns_KQ: Tensor) -> None:
     rows_KQB = inverse_KBB.gather(1, columns_KQ[:, :, None].expand(-1, -1, width))
     own_KQQ = rows_KQB.gather(2, columns_KQ[:, None].expand(-1, group, -1))
     moved_KQB = rows_KQB / own_KQQ if group == 1 else torch.linalg.solve(own_KQQ, rows_KQB)
-    w_KB -= (w_KB.gather(1, columns_KQ)[:, None] @ moved_KQB)[:, 0]
-    inverse_KBB.baddbmm_(rows_KQB.mT, moved_KQB, alpha=-1)
+    removed_KQ = w_KB.gather(1, columns_KQ)
+    for q in range(group):  # elementwise, for batched products of so thin matrices run one by one
+        w_KB.addcmul_(removed_KQ[:, q, None], moved_KQB[:, q], value=-1)
+        inverse_KBB.addcmul_(rows_KQB[:, q, :, None], moved_KQB[:, q, None], value=-1)
     w_KB.scatter_(1, columns_KQ, 0)
     inverse_KBB.scatter_(1, columns_KQ[:, :, None].expand(-1, -1, width), 0)
     inverse_KBB.scatter_(2, columns_KQ[:, None].expand(-1, width, -1), 0)
@@ -396,6 +398,6 @@ def _buffered(stream: Iterable[Mapping[str, Tensor]], size: int) -> Iterator[lis
         batch.append(gradient)
         if len(batch) == size:
             yield batch
-            batch = []
+            batch.clear()  # not a new list: the one who took this holds on to it while the next fills
     if batch:
         yield batch
