@@ -10,12 +10,11 @@ from terrazzo.compress.fisher import (
     BlockFisher,
     BlockLayout,
     FisherOptions,
-    TaskGradients,
     block_fishers,
     direct_inverse,
-    examples_of,
     woodbury_update,
 )
+from terrazzo.compress.gradients import TaskGradients, examples_of
 from terrazzo.compress.masks import single_matrices
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, mosaicbert

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from terrazzo.compress.fisher import TaskGradients
+from terrazzo.compress.gradients import TaskGradients
 from terrazzo.compress.masks import Masks, single_matrices
 from terrazzo.compress.unstructured import ObertConfig, magnitude, obert
 from terrazzo.nn import Encoder, mosaicbert

@@ -1,113 +1,27 @@
-"""Gradients example by example, and their second moments in blocks along the rows of a matrix, inverted.
+"""Second moments of per-example gradients, in blocks along the rows of a matrix, and their inverses.
 
 Shapes: O rows and I columns of a matrix, N examples, K blocks, B entries of a block, G groups of a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from terrazzo.compress.masks import single_matrices
+from terrazzo.compress.gradients import GradientStream
+from terrazzo.compress.greedy import greedy_prices
 from terrazzo.errors import InputError
-from terrazzo.nn import Encoder
-from terrazzo.objectives import Loss, Supervised, SupervisedConfig
-from terrazzo.packed import Packed
-from terrazzo.tasks.batches import collate
-from terrazzo.tasks.labelled import LabelledRows
-from terrazzo.tasks.model import TaskModel
 
 Method = Literal["auto", "direct", "woodbury"]
 #: Blocks that are inverted at once in float64.
 CHUNK = 2048
 #: Blocks that are emptied at once, few enough that they stay in a processor's cache.
 TRACED = 128
-
-
-class GradientStream(Protocol):
-    """Gradients of a loss at the present weights, one example after the other, as often as it is asked."""
-
-    def __len__(self) -> int:
-        """How many examples there are."""
-        ...
-
-    def __call__(self, names: Sequence[str]) -> Iterator[Mapping[str, Tensor]]:
-        """For every example the gradient of each named matrix."""
-        ...
-
-
-class LossGradients:
-    """Per-example gradients of a loss with dropout off, by the names of `single_matrices` of the model's encoder.
-
-    One backward pass an example: gradients of batches would make the Fisher matrix depend on the size of a batch.
-
-    Args:
-        model: has an `encoder`.
-        examples: one batch for each example.
-        loss: of the model on a batch, as an objective gives it; what counts is its mean over predictions.
-    """
-
-    def __init__(self, model: nn.Module, examples: Sequence[Packed], loss: Callable[[Any, Packed], Loss]) -> None:
-        if not examples:
-            raise InputError("gradients: there are no examples with an answer; give labelled rows")
-        encoder = model.get_submodule("encoder")
-        assert isinstance(encoder, Encoder)
-        self.model, self.encoder, self.examples, self.loss = model, encoder, examples, loss
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __call__(self, names: Sequence[str]) -> Iterator[Mapping[str, Tensor]]:
-        wanted = dict.fromkeys(name.partition(":")[0] for name in names)
-        weights = [self.encoder.get_parameter(name) for name in wanted]
-        counts = {name: len(single_matrices(self.encoder, [name])) for name in wanted}
-        with _differentiable(self.model, weights):
-            for example in self.examples:
-                loss = self.loss(self.model, example)
-                found = dict(zip(wanted, torch.autograd.grad(loss.sum / loss.weight, weights), strict=True))
-                yield {name: _part(found, counts, name) for name in names}
-
-
-class TaskGradients(LossGradients):
-    """Per-example gradients of a task's loss; `examples` as `examples_of` gives them."""
-
-    def __init__(self, model: TaskModel, examples: Sequence[Packed], options: SupervisedConfig | None = None) -> None:
-        super().__init__(model, examples, Supervised(options or SupervisedConfig()).loss)
-
-
-def _part(whole: Mapping[str, Tensor], counts: Mapping[str, int], name: str) -> Tensor:
-    base, _, part = name.partition(":")
-    return whole[base].chunk(counts[base])[int(part)] if part else whole[base]
-
-
-def examples_of(rows: LabelledRows, most: int | None = None) -> list[Packed]:
-    """One batch for each of the first `most` rows that have an answer, with all documents that the row became."""
-    answered = [list(documents) for documents in rows.documents if documents and documents[0].label is not None]
-    return [collate(documents) for documents in answered[:most]]
-
-
-@contextmanager
-def _differentiable(model: nn.Module, weights: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Dropout off and gradients on for these weights; afterwards all as it was."""
-    training = [module for module in model.modules() if module.training]
-    frozen = [weight for weight in weights if not weight.requires_grad]
-    model.eval()
-    for weight in frozen:
-        weight.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for weight in frozen:
-            weight.requires_grad_(False)
-        for module in training:
-            module.training = True
 
 
 @dataclass(frozen=True)
@@ -176,7 +90,7 @@ def direct_inverse(sums_KBB: Tensor, count: int, damp: float) -> Tensor:
 def woodbury_update(inverse_KBB: Tensor, grads_KNB: Tensor, count: int) -> Tensor:
     """The inverse of F + sum of g g' / count over N gradients, from that of F, in place.
 
-    Reference: oBERT (arXiv 2203.07259), Eq. 6, for one gradient; here for N at once through an N x N system.
+    Reference: oBERT (arXiv 2203.07259), section 3.2, for one gradient; here for N at once through an N x N system.
     """
     for inverse, grads in zip(inverse_KBB.split(CHUNK), grads_KNB.split(CHUNK), strict=True):
         wide, grads = inverse.double(), grads.double()
@@ -192,7 +106,7 @@ class BlockFisher:
 
     It takes `4 * B` bytes for each weight. To second order the loss rises by dw' F dw / 2.
 
-    Reference: oBERT (arXiv 2203.07259), section 3.1.
+    Reference: oBERT (arXiv 2203.07259), section 3.
     """
 
     def __init__(self, inverse_KBB: Tensor, layout: BlockLayout) -> None:
@@ -206,7 +120,7 @@ class BlockFisher:
     def scores(self, weight_OI: Tensor, group: int = 1) -> Tensor:
         """What removing each entry would add to the loss, `(O, I)`; of a group of neighbours every entry says it.
 
-        Reference: oBERT (arXiv 2203.07259), Eq. 4: w_Q' (inverse_QQ)^-1 w_Q / 2.
+        Reference: oBERT (arXiv 2203.07259), section 3.1: w_Q' (inverse_QQ)^-1 w_Q / 2.
         """
         if group == 1:
             return weight_OI.square() / (2 * self.diagonal())
@@ -228,12 +142,12 @@ class BlockFisher:
         Args:
             keep_OI: what an earlier pruning left; the rest costs nothing.
 
-        Reference: the traces of Optimal Brain Compression (arXiv 2208.11580), section 4, on oBERT's blocks.
+        Reference: the traces of Optimal Brain Compression (arXiv 2208.11580), on oBERT's blocks.
         """
         w_KB = self.layout.cut(weight_OI)
         gone_KB = w_KB == 0 if keep_OI is None else ~self.layout.cut(keep_OI)
         traces = [
-            _trace(
+            greedy_prices(
                 inverse.to(torch.float64, copy=True),
                 w.to(torch.float64, copy=True),
                 gone.unflatten(1, (-1, group)).all(2),
@@ -254,7 +168,7 @@ class BlockFisher:
         Returns:
             the weights, and what the quadratic model says that they add to the loss.
 
-        Reference: oBERT (arXiv 2203.07259), Eq. 5.
+        Reference: oBERT (arXiv 2203.07259), section 3.1.
         """
         w_KB, gone_KB = self.layout.cut(weight_OI), ~self.layout.cut(keep_OI)
         changed, cost = w_KB.clone(), 0.0
@@ -267,63 +181,6 @@ class BlockFisher:
             cost += float((w_P * solved_P).sum()) / 2
             changed[rows] -= torch.einsum("kij,kj->ki", inverse, solved_P).to(changed.dtype)
         return self.layout.join(changed).masked_fill(~keep_OI, 0), cost
-
-
-def _trace(inverse_KBB: Tensor, w_KB: Tensor, gone_KG: Tensor) -> Tensor:
-    """The price of each group at its turn, `(K, G)`; `inverse_KBB` and `w_KB` are used up."""
-    num_blocks, width = w_KB.shape
-    num_groups = gone_KG.shape[1]
-    group = width // num_groups
-    own_KGQQ = inverse_KBB.view(-1, num_groups, group, num_groups, group).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
-    w_KGQ, gone_KG = w_KB.view(-1, num_groups, group), gone_KG.clone()
-    order_KG = torch.full_like(gone_KG, num_groups, dtype=torch.int64)
-    prices_KG, highest_K = w_KB.new_zeros(num_blocks, num_groups), w_KB.new_zeros(num_blocks)
-    inner_Q = torch.arange(group, device=w_KB.device)
-    for turn in range(num_groups):
-        solved_KGQ = w_KGQ / own_KGQQ[..., 0] if group == 1 else torch.linalg.solve(own_KGQQ, w_KGQ)
-        price_K, chosen_K = ((w_KGQ * solved_KGQ).sum(2) / 2).masked_fill(gone_KG, torch.inf).min(1)
-        active_K = price_K.isfinite()
-        highest_K = torch.where(active_K, torch.maximum(highest_K, price_K), highest_K)
-        # Where nothing is left, a price that pools with none before it.
-        prices_KG[:, turn] = torch.where(active_K, price_K, highest_K)
-        order_KG[:, turn] = torch.where(active_K, chosen_K, num_groups)
-        _eliminate(inverse_KBB, w_KB, chosen_K[:, None] * group + inner_Q)
-        gone_KG.scatter_(1, chosen_K[:, None], True)
-    own_price = w_KB.new_zeros(num_blocks, num_groups + 1).scatter_(1, order_KG, rising(prices_KG))
-    return own_price[:, :num_groups]
-
-
-def rising(prices_KG: Tensor) -> Tensor:
-    """The closest rows that never fall: runs of prices that fall are replaced by their means.
-
-    What goes after the first of such a run goes with it at that mean, so a threshold is met at the least total.
-
-    Reference: the max-min formula of isotonic regression (Robertson, Wright and Dykstra, 1988, section 1.4).
-    """
-    num_groups = prices_KG.shape[1]
-    sums = F.pad(prices_KG.cumsum(1), (1, 0))
-    best = torch.full_like(prices_KG, -torch.inf)
-    for first in range(num_groups):
-        lengths = torch.arange(1, num_groups - first + 1, device=sums.device)
-        means = (sums[:, first + 1 :] - sums[:, first, None]) / lengths
-        best[:, first:] = torch.maximum(best[:, first:], means.flip(1).cummin(1).values.flip(1))
-    return best
-
-
-def _eliminate(inverse_KBB: Tensor, w_KB: Tensor, columns_KQ: Tensor) -> None:
-    """Remove one group of every block in place: the weights and the inverse that are left; nothing for those gone."""
-    width, group = w_KB.shape[1], columns_KQ.shape[1]
-    rows_KQB = inverse_KBB.gather(1, columns_KQ[:, :, None].expand(-1, -1, width))
-    own_KQQ = rows_KQB.gather(2, columns_KQ[:, None].expand(-1, group, -1))
-    moved_KQB = rows_KQB / own_KQQ if group == 1 else torch.linalg.solve(own_KQQ, rows_KQB)
-    removed_KQ = w_KB.gather(1, columns_KQ)
-    for q in range(group):  # elementwise, for batched products of so thin matrices run one by one
-        w_KB.addcmul_(removed_KQ[:, q, None], moved_KQB[:, q], value=-1)
-        inverse_KBB.addcmul_(rows_KQB[:, q, :, None], moved_KQB[:, q, None], value=-1)
-    w_KB.scatter_(1, columns_KQ, 0)
-    inverse_KBB.scatter_(1, columns_KQ[:, :, None].expand(-1, -1, width), 0)
-    inverse_KBB.scatter_(2, columns_KQ[:, None].expand(-1, width, -1), 0)
-    inverse_KBB.diagonal(dim1=1, dim2=2).scatter_(1, columns_KQ, 1)
 
 
 @dataclass(frozen=True)

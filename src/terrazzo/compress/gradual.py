@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from terrazzo.compress.fisher import GradientStream, LossGradients
+from terrazzo.compress.gradients import GradientStream, LossGradients
 from terrazzo.compress.masks import Masks, read_masks, single_matrices
 from terrazzo.compress.unstructured import ObertConfig, magnitude, obert
 from terrazzo.config import config, to_dict
@@ -50,7 +50,7 @@ class SparsitySchedule:
         begin, finish: progress of the stage at those two.
         times: prunings, evenly spaced.
 
-    Reference: oBERT (arXiv 2203.07259), section 4.1: 0.7 to the end in seven steps, at epochs 2 to 26 of 30.
+    Reference: oBERT (arXiv 2203.07259), its recipe of 30 epochs: from 0.7 in seven steps, at epochs 2 to 26.
     """
 
     start: float = 0.7

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from terrazzo.compress.fisher import GradientStream
+from terrazzo.compress.gradients import GradientStream
 from terrazzo.data.keyed import derive
 from terrazzo.errors import InputError
 
@@ -21,7 +21,7 @@ B = TypeVar("B")
 def directional_slope(loss: Callable[[], float], weight: Tensor, noise: Tensor, eps: float) -> float:
     """The slope of a loss along `noise` from two forward passes; the weight comes back to the bit.
 
-    Reference: ECoFLaP (arXiv 2310.02998), Eq. 5: (L(w + eps z) - L(w - eps z)) / (2 eps).
+    Reference: ECoFLaP (arXiv 2310.02998): (L(w + eps z) - L(w - eps z)) / (2 eps).
     """
     before = weight.clone()
     try:
@@ -50,7 +50,7 @@ def zeroth_order(
     Args:
         weights: the model's own, changed for the time of a forward pass.
 
-    Reference: ECoFLaP (arXiv 2310.02998), section 3.2; eps from its code.
+    Reference: ECoFLaP (arXiv 2310.02998); eps from its code.
     """
     scores = dict.fromkeys(weights, 0.0)
     for name, weight in weights.items():
@@ -98,7 +98,7 @@ def allocate(
     Raises:
         InputError: shares outside 0 to 1, `most` below `target`, or a score that is negative or not finite.
 
-    Reference: ECoFLaP (arXiv 2310.02998), section 3.2; its code gives counts in proportion, not shares, and can miss
+    Reference: ECoFLaP (arXiv 2310.02998); its code gives counts in proportion, not shares, and can miss
     the total.
     """
     most = min(1.0, target + 0.1) if most is None else most

@@ -39,7 +39,7 @@ class SparsityCurve:
     def essential(self, drop: float = 0.01) -> float:
         """The highest sparsity up to which, at every level tried, the metric has lost at most `drop`.
 
-        Reference: essential sparsity (arXiv 2306.03805), section 3: within 1 % of the dense model.
+        Reference: essential sparsity (arXiv 2306.03805): within 1 % of the dense model.
         """
         held = self.points[0].sparsity
         for point in self.points:
@@ -67,7 +67,7 @@ def sparsity_curve(
     Raises:
         InputError: a level outside 0 to 1, a pattern that does not fit, or a metric that is not finite.
 
-    Reference: essential sparsity (arXiv 2306.03805), section 3.
+    Reference: essential sparsity (arXiv 2306.03805).
     """
     before = {name: tensor.detach().clone() for name, tensor in encoder.state_dict().items()}
     views, zeros = single_matrices(encoder), zeros_of(encoder)
@@ -92,7 +92,7 @@ def knee(sparsities: Sequence[float], metrics: Sequence[float]) -> float | None:
 
     None where it nowhere lies above it, so that nothing bends down, or where the metric does not fall at all.
 
-    Reference: Kneedle (Satopaa et al., 2011), section 3, without its smoothing.
+    Reference: Kneedle (Satopaa et al., 2011), without its smoothing.
     """
     x, y = torch.tensor(sparsities, dtype=torch.float64), torch.tensor(metrics, dtype=torch.float64)
     if len(x) < 3 or not (y[0] > y[-1] and x[-1] > x[0]):

@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from terrazzo.compress.fisher import BlockFisher, FisherOptions, GradientStream, Method, block_fishers
+from terrazzo.compress.fisher import BlockFisher, FisherOptions, Method, block_fishers
+from terrazzo.compress.gradients import GradientStream
 from terrazzo.compress.masks import sparsity
 from terrazzo.config import config
 from terrazzo.errors import InputError
@@ -109,7 +110,7 @@ def magnitude(
 ) -> dict[str, Tensor]:
     """What stays where the smallest weights go; the weights themselves are left as they are.
 
-    Reference: essential sparsity (arXiv 2306.03805), section 3: global and one-shot.
+    Reference: essential sparsity (arXiv 2306.03805): global and one-shot.
     """
     return keep_best(magnitude_scores(weights, group), target, group, keep)
 
@@ -190,7 +191,7 @@ def obert(
     Raises:
         InputError: a target that cannot be, rows of a pattern that does not fit, or a damping that is too small.
 
-    Reference: oBERT (arXiv 2203.07259), Eq. 4 and 5.
+    Reference: oBERT (arXiv 2203.07259), section 3.1.
     """
     options = options or ObertConfig()
     masks = {

@@ -30,7 +30,7 @@ def wanda(weight_OI: Tensor, gram_II: Tensor, target: float | NM) -> Tensor:
     Raises:
         InputError: a share outside 0 to 1, or a pattern that does not divide the columns.
 
-    Reference: Wanda (arXiv 2306.11695), section 3.
+    Reference: Wanda (arXiv 2306.11695).
     """
     scores_OI = wanda_scores(weight_OI, gram_II)
     if isinstance(target, NM):
