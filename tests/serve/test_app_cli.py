@@ -56,6 +56,7 @@ def test_a_server_open_to_others_is_warned_of(command, tmp_path):
     status, err, started = command("one", "--host", "0.0.0.0")
     assert status == 0 and err.startswith("warning: anyone who reaches 0.0.0.0:8080 may use it") and len(started) == 1
     assert "--api-key-file" in err
+    assert "reaches [::] may" in command("one", "--host", "::", "--port", "0")[1]
     (tmp_path / "keys").write_text("correct-horse")
     assert command("one", "--host", "0.0.0.0", "--api-key-file", tmp_path / "keys")[1] == ""
     assert command("one", "--host", "::1")[1] == ""

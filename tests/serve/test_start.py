@@ -21,6 +21,7 @@ from terrazzo.testing import tiny_task_folder
 
 SLOW = """
 import sys, time
+from pathlib import Path
 from terrazzo.serve.settings import Settings
 from terrazzo.serve.start import serve
 
@@ -36,7 +37,8 @@ def slow(*arguments):
     return run(*arguments)
 
 engine.run = slow
-serve([sys.argv[1]], Settings(port=0, drain_seconds=float(sys.argv[3]), warm_up=False))
+keys = Path(sys.argv[4]) if sys.argv[4] else None
+serve([sys.argv[1]], Settings(port=0, drain_seconds=float(sys.argv[3]), warm_up=False, api_key_file=keys))
 """
 
 
@@ -50,10 +52,10 @@ def server(folder):
     """Start a server whose batches take so many seconds; gives the process and its address."""
     started = []
 
-    def begin(seconds=0.0, drain=20.0):
+    def begin(seconds=0.0, drain=20.0, keys=None):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
-            [sys.executable, "-c", SLOW, str(folder), str(seconds), str(drain)],
+            [sys.executable, "-c", SLOW, str(folder), str(seconds), str(drain), str(keys or "")],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -62,9 +64,9 @@ def server(folder):
         started.append(process)
         line = process.stderr.readline()
         ready = re.fullmatch(
-            r"ready in \d+\.\d s: (http://127\.0\.0\.1:\d+) serves mood \(embed, rerank, classify\)\n", line
+            r"ready in \d+\.\d s: (http://127\.0\.0\.1:\d+) serves mood \(embed, rerank, classify\)(; .*)?\n", line
         )
-        assert ready, line + process.stderr.read()
+        assert ready and ready.group(2) == (None if keys is None else "; 2 API keys"), line + process.stderr.read()
         return process, ready.group(1)
 
     yield begin
@@ -168,6 +170,12 @@ def test_the_first_signal_lets_requests_end(server):
     with pytest.raises(httpx.ConnectError):
         ask(url)
     assert process.stderr.read() == "stopped: every request answered\n"
+
+
+def test_a_server_with_keys_says_how_many_when_it_is_ready(server, tmp_path):
+    (tmp_path / "keys").write_text("correct-horse\nsecond-horse\n")
+    _, url = server(keys=tmp_path / "keys")
+    assert ask(url).status_code == 401
 
 
 def test_a_second_signal_ends_at_once(server):

@@ -79,7 +79,8 @@ def serve(
     }
     settings = from_dict(Settings, values | ({} if reload else {"reload_seconds": 0}), "command line")
     if not Keys.read(api_key_file) and not _is_this_machine(host):
-        print(f"warning: anyone who reaches {host}:{port} may use it: give --api-key-file", file=sys.stderr)
+        where = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+        print(f"warning: anyone who reaches {where} may use it: give --api-key-file", file=sys.stderr)
     log_to_stderr(log.value)
     start(models, settings)
 
