@@ -353,8 +353,10 @@ def main() -> None:
 def _plain(one: Any) -> Any:
     if not isinstance(one, Turn):
         return one
-    p50, p95, p99 = np.percentile(one.live, [50, 95, 99])
-    return dataclasses.asdict(one) | {"live": {"p50": p50, "p95": p95, "p99": p99, "probes": len(one.live)}}
+    live: dict[str, float] = {"probes": len(one.live)}
+    if one.live:  # a blocked event loop answers none
+        live |= dict(zip(("p50", "p95", "p99"), np.percentile(one.live, [50, 95, 99]).tolist(), strict=True))
+    return dataclasses.asdict(one) | {"live": live}
 
 
 if __name__ == "__main__":

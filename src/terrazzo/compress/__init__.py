@@ -1,6 +1,9 @@
 """Smaller and faster models: what to cut, at which price, and the proof."""
 
 from terrazzo.compress.database import Database, Level, encoder_fingerprint
+from terrazzo.compress.distill import DistillConfig
+from terrazzo.compress.distill_workload import DistillWorkload
+from terrazzo.compress.goal import Goal
 from terrazzo.compress.gradients import LossGradients, TaskGradients, examples_of
 from terrazzo.compress.gradual import MagnitudePruner, ObertPruner, PruningWorkload, SparsitySchedule
 from terrazzo.compress.latency import Conditions, LatencyTable
@@ -23,6 +26,9 @@ __all__ = [
     "NM",
     "Conditions",
     "Database",
+    "DistillConfig",
+    "DistillWorkload",
+    "Goal",
     "LatencyTable",
     "Level",
     "LossGradients",

@@ -47,6 +47,12 @@ class TokenRows:
         )
         return rows
 
+    def follow(self, model: TaskModel) -> None:
+        """Cut the table of another model of the same vocabulary, in place, so that it reads the same numbers."""
+        tokens = model.encoder.embeddings.tokens
+        frozen = not tokens.weight.requires_grad
+        model.encoder.embeddings.tokens = nn.Embedding.from_pretrained(tokens.weight.detach()[self.used_U], frozen)
+
     def renumbered(self, documents: Sequence[Encoded]) -> list[Encoded]:
         """The same documents by the numbers of the narrow table."""
         used_U = self.used_U.numpy()

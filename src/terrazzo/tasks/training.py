@@ -230,7 +230,7 @@ class TaskStage:
         self.workload, self.task, self.adapter = workload, workload.task, workload.adapter
         self.model = workload.model(start)
         paced = self.adapter is not None and self.adapter.paced
-        self.objective = PacedSupervised(objective, self.model.encoder) if paced else Supervised(objective)
+        self.objective: Supervised = PacedSupervised(objective, self.model.encoder) if paced else Supervised(objective)
         if start.resumed is not None:
             self.model.load_state_dict(_stored(start.resumed))
         self.rows = TokenRows.narrow(self.model, [*workload.train.flat, *workload.dev.flat])
