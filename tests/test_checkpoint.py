@@ -521,7 +521,7 @@ def test_a_whole_model_opens_between_any_two_steps_of_a_replacement(exchange, tm
     assert set(seen) == {1, 2} and seen == sorted(seen)
 
 
-@pytest.mark.parametrize("name", ["n" * 245, "n" * 300, "file/model", "null"])
+@pytest.mark.parametrize("name", ["n" * 252, "n" * 300, "file/model", "null"])
 def test_a_name_that_cannot_be_made_is_told(name, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     if name == "null":

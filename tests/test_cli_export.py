@@ -46,7 +46,7 @@ def test_the_persons_mistakes_exit_with_2(command, model, tmp_path) -> None:
         ((tmp_path / "absent",), "no such folder"),
         ((model, "--calibrate", tmp_path / "absent.jsonl"), "absent.jsonl"),
         ((tmp_path / ("m" * 300),), ": File name too long: name another file or folder"),
-        ((model, "--out", tmp_path / ("o" * 245)), "ooo: cannot be made (File name too long): name another folder"),
+        ((model, "--out", tmp_path / ("o" * 252)), "ooo: cannot be made (File name too long): name another folder"),
         ((model, "--out", tmp_path / ("o" * 300)), "ooo: cannot be made (File name too long): name another folder"),
     ):
         status, said, err = command("--out", tmp_path / "out", *arguments)
