@@ -120,3 +120,9 @@ def test_a_bare_import_does_not_pay_for_torch():
     code = "import sys, terrazzo; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_a_server_does_not_pay_for_training():
+    code = "import sys, terrazzo.serve.loaded; print(*({'sympy', 'torch.distributed.tensor'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.stdout.split() == [], done.stderr

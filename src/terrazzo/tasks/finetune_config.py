@@ -9,9 +9,9 @@ from terrazzo.config import config, nearest
 from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig
 from terrazzo.objectives import SupervisedConfig
-from terrazzo.optim import AdamWConfig, Schedule
+from terrazzo.optim import AdamWConfig, Ramp, Schedule
 from terrazzo.optim.roles import Role
-from terrazzo.tasks.adapters import PACE, AdapterConfig, LoraConfig
+from terrazzo.tasks.adapters import PACE_NAME, AdapterConfig, LoraConfig
 from terrazzo.tasks.rows import KINDS
 from terrazzo.tasks.training import Freeze
 from terrazzo.train import Budget, FromFolder, RunConfig, Sampling, Stage
@@ -137,7 +137,7 @@ def run_config(options: FinetuneConfig, documents: int, lr: float, seed: int, ou
         documents: of the training rows, of which an epoch consists.
         budget: of this run.
     """
-    epoch = -(-documents // min(options.batch_size, documents))
+    epoch, adapter = -(-documents // min(options.batch_size, documents)), options.chosen_adapter
     stage = Stage(
         name=options.task,
         model=FromFolder(path=options.model),
@@ -147,7 +147,7 @@ def run_config(options: FinetuneConfig, documents: int, lr: float, seed: int, ou
         # a step has the rate of its end, so that the only one would have none
         schedules={
             "lr": Schedule(warmup=options.warmup, final=1.0 if budget.steps == 1 else 0.0),
-            **(PACE if options.chosen_adapter is not None and options.chosen_adapter.paced else {}),
+            **({PACE_NAME: Ramp(start=0.0, end=1.0)} if adapter is not None and adapter.paced else {}),
         },
         budget=budget,
         patience=options.patience,

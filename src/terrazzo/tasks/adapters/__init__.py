@@ -10,11 +10,10 @@ from terrazzo.tasks.adapters.base import (
 from terrazzo.tasks.adapters.choice import AdapterConfig, add_adapters
 from terrazzo.tasks.adapters.dsee import DseeConfig
 from terrazzo.tasks.adapters.lora import LoraConfig
-from terrazzo.tasks.adapters.pace import PACE, PACE_NAME, PacedSupervised
+from terrazzo.tasks.adapters.pace import PACE_NAME, PacedSupervised
 from terrazzo.tasks.adapters.pst import PstConfig
 
 __all__ = [
-    "PACE",
     "PACE_NAME",
     "AdaptedLinear",
     "AdapterConfig",

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from terrazzo.nn import Encoder
 from terrazzo.objectives import Supervised, SupervisedConfig
-from terrazzo.optim import Ramp
 from terrazzo.tasks.adapters.base import adapted_layers
 
-#: The schedule by which the loop tells the progress of a stage: every adapter with `paced` needs `PACE`.
+#: The schedule by which the loop tells the progress of a stage, from 0 to 1: every adapter with `paced` needs it.
 PACE_NAME = "objective.progress"
-PACE = {PACE_NAME: Ramp(start=0.0, end=1.0)}
 
 
 class PacedSupervised(Supervised):
