@@ -126,13 +126,18 @@ def peak_memory_bytes() -> int:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write `text` under a temporary name beside `path`, flush it to disk and rename it into place."""
+    """`write_bytes_atomic` of text in UTF-8, lines ended as they are."""
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_bytes_atomic(path: str | Path, data: bytes) -> None:
+    """Write `data` under a temporary name beside `path`, flush it to disk and rename it into place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -6,7 +6,6 @@ Shapes: N entries of a tensor, S of them stored.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from terrazzo.compress.deltas import Base, Delta, Values, from_half, to_half
 from terrazzo.config import config, from_dict, to_dict
 from terrazzo.errors import InputError
+from terrazzo.provenance import write_bytes_atomic
 from terrazzo.tasks.choice import TaskConfig
 from terrazzo.tasks.model import save_task_model
 from terrazzo.tasks.training import tokenizer_file
@@ -61,7 +61,7 @@ def save_delta(delta: Delta, file: str | Path) -> int:
     tensors |= {name: tensor.detach().contiguous() for name, tensor in delta.head.items()}
     names = ("base", "task", "max_len", "p", "seed", "values", "shifts")
     header = json.dumps({name: to_dict(getattr(delta, name)) for name in names}, allow_nan=False)
-    _write_atomic(file, save(tensors, {"format": FORMAT, "delta": header}))
+    write_bytes_atomic(file, save(tensors, {"format": FORMAT, "delta": header}))
     return file.stat().st_size
 
 
@@ -130,16 +130,3 @@ def _read(file: Path) -> tuple[DeltaHeader, dict[str, Tensor]]:
             return header, {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise InputError(f"{file}: truncated or damaged ({error}); copy it again") from None
-
-
-def _write_atomic(file: Path, data: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as opened:
-            opened.write(data)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,11 +10,9 @@ import contextlib
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,16 +21,17 @@ from terrazzo.compress.latency import Conditions, Curve, LatencyTable, shape_of
 from terrazzo.compress.probes import Opener, opener_of
 from terrazzo.compress.sites import Kind, sites
 from terrazzo.compress.timing import Clock, Timing, time_calls
-from terrazzo.config import from_dict, to_dict
+from terrazzo.config import to_dict
 from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig
 from terrazzo.packed import Packed
-from terrazzo.provenance import versions, write_json_atomic
+from terrazzo.provenance import versions
 from terrazzo.runtime import Runtime
 from terrazzo.runtime.choice import PACKAGES, memory_file
 from terrazzo.runtime.machine import Machine, this_machine
+from terrazzo.runtime.memory import Memory
 
-FORMAT = "terrazzo-latency-1"
+_MEMORY = Memory(kind=LatencyTable, name="tables", format="terrazzo-latency-1", measured="latencies")
 #: Sizes that are timed, as shares of all heads or units; the sizes between them are interpolated.
 SHARES: dict[Kind, tuple[float, ...]] = {
     "heads": (0, 1 / 12, 1 / 4, 1 / 2, 3 / 4, 1),
@@ -75,12 +74,12 @@ def latency_table(
     machine, memory = machine or this_machine(), memory or memory_file().with_name("latency.json")
     shape, timed = shape_of(shape), _sizes(shape_of(shape), sizes)
     key = _key(machine, shape, conditions, timed)
-    known = _remembered(memory).get(key)
+    known = _MEMORY.read(memory).get(key)
     if known is not None:
         return known
     opener, clock = opener or opener_of(conditions, machine), clock or _clock(conditions)
     table = measure(shape, conditions, timed, forward, timing or Timing(), opener, clock, machine)
-    _remember(memory, key, table)
+    _MEMORY.add(memory, key, table)
     return table
 
 
@@ -271,26 +270,3 @@ def _key(machine: Machine, shape: EncoderConfig, conditions: Conditions, sizes: 
     what = json.dumps([to_dict(shape), to_dict(conditions), to_dict(sizes), versions(PACKAGES)], sort_keys=True)
     name = f"{conditions.runtime} {conditions.precision}"
     return f"{machine.key} | {name} | {hashlib.sha256(what.encode()).hexdigest()[:16]}"
-
-
-def _remembered(memory: Path) -> dict[str, LatencyTable]:
-    if not memory.is_file():
-        return {}
-    try:
-        values: dict[str, Any] = json.loads(memory.read_text(encoding="utf-8"))
-        if values.get("format") != FORMAT:
-            return {}
-        return {key: from_dict(LatencyTable, value, str(memory)) for key, value in values["tables"].items()}
-    except (ValueError, KeyError, AttributeError, TypeError, OSError, RecursionError) as error:
-        warnings.warn(f"{memory}: damaged, so latencies are measured again ({error!r:.120})", stacklevel=3)
-        return {}
-
-
-def _remember(memory: Path, key: str, table: LatencyTable) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when it was read for this table
-        tables = _remembered(memory) | {key: table}
-    try:
-        write_json_atomic(memory, {"format": FORMAT, "tables": to_dict(tables)})
-    except OSError as error:
-        warnings.warn(f"{memory}: cannot be written, so latencies are measured again ({error})", stacklevel=3)

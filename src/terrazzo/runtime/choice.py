@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,20 +18,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from terrazzo.config import config, from_dict, to_dict
+from terrazzo.config import config, to_dict
 from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig
 from terrazzo.packed import Packed
-from terrazzo.provenance import versions, write_json_atomic
+from terrazzo.provenance import versions
 from terrazzo.runtime.contract import Precision, Runtime, share_threads
 from terrazzo.runtime.machine import Machine, this_machine
+from terrazzo.runtime.memory import Memory
 
 PACKAGES = ("torch", "openvino", "nncf", "onnxruntime")
 BUDGETS = (512, 1024, 2048, 4096, 8192)
 SECONDS = 4.0
 #: A trial this much slower than the best of its round is not measured again.
 _HOPELESS = 1.3
-FORMAT = "terrazzo-choices-1"
 #: Lengths of ordinary text, paragraphs and sentences: a mean of about 70 tokens, a twentieth beyond 200.
 _LENGTHS = (8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80, 96, 112, 128, 160, 224, 320)
 #: Opens a candidate for a number of streams.
@@ -54,6 +53,9 @@ class Choice:
     streams: int
     rates: dict[str, float]
     left_out: dict[str, str] = field(default_factory=dict)
+
+
+_MEMORY = Memory(kind=Choice, name="choices", format="terrazzo-choices-1", measured="runtimes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +92,14 @@ def choose(
     """
     machine, memory = machine or this_machine(), memory or memory_file()
     key = choice_key(machine, shape, precision, tuple(candidates))
-    known = _remembered(memory).get(key)
+    known = _MEMORY.read(memory).get(key)
     if known is not None and not known.left_out:
         return Chosen(choice=known, remembered=True)
     if progress is not None:
         progress(f"measuring {', '.join(candidates)}...")
     choice = measure(candidates, shape, machine.cores, SECONDS if seconds is None else seconds)
     if not choice.left_out:
-        _remember(memory, key, choice)
+        _MEMORY.add(memory, key, choice)
     return Chosen(choice=choice, remembered=False)
 
 
@@ -208,26 +210,3 @@ def _batches(documents: Sequence[np.ndarray], budget: int, pads: bool) -> Iterat
             batch = []
         batch.append(document)
     yield Packed.from_sequences(batch)
-
-
-def _remembered(memory: Path) -> dict[str, Choice]:
-    if not memory.is_file():
-        return {}
-    try:
-        values = json.loads(memory.read_text(encoding="utf-8"))
-        if values.get("format") != FORMAT:
-            return {}
-        return {key: from_dict(Choice, value, str(memory)) for key, value in values["choices"].items()}
-    except (ValueError, KeyError, AttributeError, TypeError, OSError, RecursionError) as error:
-        warnings.warn(f"{memory}: damaged, so runtimes are measured again ({error!r:.120})", stacklevel=3)
-        return {}
-
-
-def _remember(memory: Path, key: str, choice: Choice) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when it was read for this choice
-        choices = _remembered(memory) | {key: choice}
-    try:
-        write_json_atomic(memory, {"format": FORMAT, "choices": to_dict(choices)})
-    except OSError as error:
-        warnings.warn(f"{memory}: cannot be written, so the next export measures again ({error})", stacklevel=3)
