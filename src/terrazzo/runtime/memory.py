@@ -1,4 +1,4 @@
-"""What was measured once on this machine, in a JSON file by a key; where it is lost or damaged, all is measured again."""
+"""What was measured once on this machine, in a JSON file by a key; if it is lost or damaged, it is measured again."""
 
 from __future__ import annotations
 
