@@ -45,7 +45,7 @@ class Dense:
 
 
 def sst2(root: Path) -> Rows:
-    """SST-2 of GLUE: 20,000 rows drawn once; dev's 872 with 3,128 other training rows that lie in none of the 20,000."""
+    """SST-2 of GLUE: 20,000 rows drawn once; dev, with 3,128 other training rows that are part of none."""
     named = [_renamed(row, {"0": "negative", "1": "positive"}) for row in _glue(root, "SST-2/train.tsv", "label")]
     random.Random(0).shuffle(named)
     train, rest = named[:SST2_ROWS], named[SST2_ROWS:]

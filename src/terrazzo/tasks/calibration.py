@@ -68,6 +68,23 @@ def read_calibration(
         InputError: the file cannot be read, has bad rows, or fewer different rows than `least`.
     """
     examples = read_examples(file, "label" if task is None else task.kind, fields, labelled=False)
+    return calibration_of(examples, tokenizer, max_len, task, least, str(file))
+
+
+def calibration_of(
+    rows: Sequence[Example],
+    tokenizer: Tokenizer,
+    max_len: int,
+    task: Task | None = None,
+    least: int = LEAST_TEXTS,
+    source: str = "rows",
+) -> Calibration:
+    """The same of rows that are read already; `source` is what messages call them.
+
+    Raises:
+        InputError: fewer different usable rows than `least`.
+    """
+    examples = list(rows)
     random.Random(0).shuffle(examples)
     asked = [dataclasses.replace(row, target=None) for row in examples[: 4 * (MOST_JUDGING + MOST_SETTING)]]
     encoded: Sequence[list[Encoded] | BadRow]
@@ -80,7 +97,7 @@ def read_calibration(
         if not isinstance(documents, BadRow):
             different.setdefault(b"".join(document.ids.tobytes() for document in documents), (row, documents))
     if len(different) < least:
-        raise InputError(f"{file}: has {len(different)} different rows; calibration needs at least {least}: add some")
+        raise InputError(f"{source}: has {len(different)} different rows; calibration needs at least {least}: add some")
     chosen = list(different.values())
     judging = chosen[: min(MOST_JUDGING, len(chosen) // 3)]
     setting = [document for _, documents in chosen[len(judging) :] for document in documents]

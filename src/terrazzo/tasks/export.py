@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -26,11 +26,12 @@ from terrazzo.nn import Encoder, MaskedLM
 from terrazzo.provenance import provenance, write_json_atomic
 from terrazzo.runtime.agreement import Answers, Judge
 from terrazzo.runtime.building import PACKAGES, RUNTIMES, Builder
-from terrazzo.runtime.choice import choose, made_up_documents
+from terrazzo.runtime.choice import Chosen, choose, made_up_documents
 from terrazzo.runtime.contract import Precision, Runtime, TorchRuntime
 from terrazzo.runtime.folder import RECORD as RUNTIME_RECORD
 from terrazzo.runtime.folder import (
     RuntimeName,
+    RuntimeRecord,
     is_exported,
     model_files,
     read_record,
@@ -100,46 +101,11 @@ def export(
     opened, out = open_source(source), Path(out)
     with usable(out):
         _refuse(out, opened.folder)
-    _refuse_damaged(opened)
     texts = _texts(opened, calibration, fields)
     names = _candidates(asked, exact)
+    load = os.getloadavg()[0]
     with atomic_folder(out) as folder:
-        _copy_model(opened, folder)
-        judge = Judge(TorchRuntime(opened.encoder), texts.judge_batches, _answers(opened, texts), alike)
-        builder = Builder(
-            encoder=opened.encoder,
-            precision=exact,
-            folder=folder / ".building",
-            setting=texts.set_batches,
-            judge=judge,
-            target=target or Target(),
-            log=log,
-            progress=progress,
-        )
-        load = os.getloadavg()[0]
-        chosen = choose(builder.openers(names), opened.encoder.config, exact, progress=progress)
-        built = builder.build(chosen.choice.runtime)
-        agreement = built.agreement
-        if agreement is None:
-            progress(f"comparing with fp32 ({len(texts.judging):,} texts)...")
-            agreement = judge(built.open(None))
-        if not math.isfinite(agreement.mean):
-            raise InputError(
-                f"{opened.folder}: its vectors are not finite in fp32 or in {exact}, so its weights are damaged"
-            )
-        builder.keep(built, folder)
-        record = write_record(
-            folder,
-            runtime=built.runtime,
-            precision=exact,
-            max_len=opened.max_len,
-            batch_tokens=chosen.choice.batch_tokens,
-            streams=chosen.choice.streams,
-            rates=chosen.choice.rates,
-            agreement=agreement,
-            reverted=built.reverted,
-            half_range=built.half_range,
-        )
+        record, chosen = export_into(folder, opened, texts, names, exact, target, log, progress)
     exported = Exported(
         folder=out,
         record=record,
@@ -151,6 +117,61 @@ def export(
     for line in exported.lines(made_up=calibration is None):
         log(line)
     return exported
+
+
+def export_into(
+    folder: Path,
+    opened: Source,
+    texts: Calibration,
+    names: Sequence[RuntimeName],
+    precision: Precision,
+    target: Target | None = None,
+    log: Log | None = None,
+    progress: Log | None = None,
+) -> tuple[RuntimeRecord, Chosen]:
+    """Fill an empty folder with a model and the graph of the fastest of some runtimes; see `export`.
+
+    Raises:
+        InputError: damaged weights, or int8 that does not reach its target.
+    """
+    log, progress = log or _silent, progress or _silent
+    _refuse_damaged(opened)
+    _copy_model(opened, folder)
+    judge = Judge(TorchRuntime(opened.encoder), texts.judge_batches, _answers(opened, texts), alike)
+    builder = Builder(
+        encoder=opened.encoder,
+        precision=precision,
+        folder=folder / ".building",
+        setting=texts.set_batches,
+        judge=judge,
+        target=target or Target(),
+        log=log,
+        progress=progress,
+    )
+    chosen = choose(builder.openers(names), opened.encoder.config, precision, progress=progress)
+    built = builder.build(chosen.choice.runtime)
+    agreement = built.agreement
+    if agreement is None:
+        progress(f"comparing with fp32 ({len(texts.judging):,} texts)...")
+        agreement = judge(built.open(None))
+    if not math.isfinite(agreement.mean):
+        raise InputError(
+            f"{opened.folder}: its vectors are not finite in fp32 or in {precision}, so its weights are damaged"
+        )
+    builder.keep(built, folder)
+    record = write_record(
+        folder,
+        runtime=built.runtime,
+        precision=precision,
+        max_len=opened.max_len,
+        batch_tokens=chosen.choice.batch_tokens,
+        streams=chosen.choice.streams,
+        rates=chosen.choice.rates,
+        agreement=agreement,
+        reverted=built.reverted,
+        half_range=built.half_range,
+    )
+    return record, chosen
 
 
 def _silent(line: str) -> None:
