@@ -7,6 +7,8 @@ import shutil
 import pytest
 import torch
 
+from terrazzo.compress.distill import DistillConfig
+from terrazzo.compress.distill_workload import DistillWorkload
 from terrazzo.compress.gradual import PROGRESS, MagnitudePruner, ObertPruner, PruningWorkload, SparsitySchedule, cubic
 from terrazzo.compress.masks import single_matrices, sparsity, zeros_of
 from terrazzo.compress.unstructured import ObertConfig
@@ -23,6 +25,7 @@ from terrazzo.train import Budget, Init, RunConfig, Sampling, Stage, train
 from terrazzo.train.metrics import read_metrics
 
 SOUNDS = {"cat": "animal", "dog": "animal", "river": "thing", "engine": "thing"}
+DISTILLED = DistillConfig(labels=0.0, outputs=1.0)
 SCHEDULE = SparsitySchedule(start=0.3, end=0.6, begin=0.2, finish=0.8, times=3)
 
 
@@ -111,3 +114,23 @@ def test_stages_that_would_not_end_sparse_are_refused(workload, tmp_path):
     with pytest.raises(InputError, match="keep_best"):
         train(run_of(tmp_path, keep_best=True), workload=pruning)
     assert not (tmp_path / "run.json").exists()
+
+
+def test_a_student_that_is_its_teacher_is_pruned_by_the_labels(workload, tmp_path):
+    train(run_of(tmp_path / "dense", schedules={}), workload=workload)
+    dense = load_task_model(tmp_path / "dense" / "model").model
+    distilled = DistillWorkload(inner=dataclasses.replace(workload, initial=dense), teacher=dense, options=DISTILLED)
+    sizes = []
+
+    class Watching(MagnitudePruner):
+        def __call__(self, encoder, target, keep, gradients):
+            names = list(single_matrices(encoder))
+            sizes.append(max(float(one[name].abs().max()) for one in gradients(4)(names) for name in names))
+            return super().__call__(encoder, target, keep, gradients)
+
+    schedule = SparsitySchedule(start=0.6, end=0.6, begin=0.0, finish=0.0, times=1)
+    train(run_of(tmp_path / "sparse"), workload=PruningWorkload(distilled, schedule, Watching()))
+    assert len(sizes) == 1 and sizes[0] > 1e-4
+    assert sparsity(zeros_of(load_task_model(tmp_path / "sparse" / "model").model.encoder)) == pytest.approx(
+        0.6, abs=1e-3
+    )

@@ -41,6 +41,11 @@ class Distilled(Supervised):
         super().__init__(config)
         self.teacher, self.options = teacher.eval().requires_grad_(False), options
 
+    @property
+    def labels_alone(self) -> Supervised:
+        """The task's own objective: at the teacher itself the distance to it has no gradient to prune by."""
+        return Supervised(self.config)
+
     def loss(self, model: TaskModel | Any, batch: Packed) -> Loss:
         """The weighted sum; logs what the task's own loss logs."""
         options = self.options

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from terrazzo.compress.distill_workload import Distilled
 from terrazzo.compress.gradients import GradientStream, LossGradients
 from terrazzo.compress.masks import Masks, read_masks, single_matrices
 from terrazzo.compress.unstructured import ObertConfig, magnitude, obert
@@ -82,7 +83,8 @@ class SparsitySchedule:
         return min(self.times, 1 + math.floor(min(passed, self.times) + 1e-9))
 
 
-#: Per-example gradients of the stage's own loss at the present weights, on so many of its first documents.
+#: Per-example gradients at the present weights, on so many of the stage's first documents: of its loss, of a distilled
+#: one's labels alone.
 Gradients = Callable[[int], GradientStream]
 
 
@@ -183,7 +185,8 @@ class PruningObjective:
     def _gradients(self, model: nn.Module, count: int) -> GradientStream:
         device = self.masks.encoder.embeddings.tokens.weight.device
         examples = [self.inner.corrupt(batch, self.stream.seed) for batch in first_pieces(self.stream, count)]
-        return LossGradients(model, [example.to(device) for example in examples], self.inner.loss)
+        learned = self.inner.labels_alone if isinstance(self.inner, Distilled) else self.inner
+        return LossGradients(model, [example.to(device) for example in examples], learned.loss)
 
 
 def first_pieces(stream: StepSource, count: int) -> list[Packed]:
