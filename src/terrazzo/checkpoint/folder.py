@@ -15,7 +15,15 @@ from terrazzo.checkpoint.atomic import RECORD, atomic_folder, standing
 from terrazzo.checkpoint.choice import format_of, writable
 from terrazzo.checkpoint.empty import empty_model
 from terrazzo.checkpoint.formats import Format
-from terrazzo.checkpoint.tensors import gather, plain_names, read_tensors, scatter, write_tensors
+from terrazzo.checkpoint.packing import PACKED_WEIGHTS, PackedTensor
+from terrazzo.checkpoint.tensors import (
+    gather,
+    plain_names,
+    read_tensors,
+    scatter,
+    scatter_packed,
+    write_tensors,
+)
 from terrazzo.checkpoint.tokenizer import (
     TOKENIZER,
     read_tokenizer,
@@ -65,8 +73,13 @@ def write_model(
     tokenizer_file: str | Path | None = None,
     provenance: Mapping[str, Any] | None = None,
     state: Mapping[str, Tensor] | None = None,
+    packed: Mapping[str, PackedTensor] | None = None,
 ) -> None:
-    """The files of `save_model` in an existing folder, for those who write more into it inside `atomic_folder`."""
+    """The files of `save_model` in an existing folder, for those who write more into it inside `atomic_folder`.
+
+    Args:
+        packed: matrices of few bits by their names in `model`; the file of weights then has a name of its own.
+    """
     assert isinstance(model, (MaskedLM, Encoder)), f"unwrap the model first: {type(model)}"
     with_head = isinstance(model, MaskedLM)
     state = model.state_dict() if state is None else state
@@ -79,12 +92,16 @@ def write_model(
         shutil.copyfile(tokenizer_file, folder / TOKENIZER)
         _write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer, model.config))
     layout, values = writable(model.config, special)
-    stored = scatter(named, layout, model.config.vocab_size, with_head)
-    dtype = str(next(iter(stored.values())).dtype).removeprefix("torch.")
+    few = {name if with_head else f"encoder.{name}": tensor for name, tensor in (packed or {}).items()}
+    plain = {name: tensor for name, tensor in named.items() if name not in few}
+    stored = scatter(plain, layout, model.config.vocab_size, with_head)
+    dtype = "float32" if packed else str(next(iter(stored.values())).dtype).removeprefix("torch.")
     architecture = layout.masked_lm_class if with_head else layout.encoder_class
     _write_json(folder / CONFIG, {"architectures": [architecture], **values, "dtype": dtype})
-    write_tensors(stored, folder / WEIGHTS)
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)
+    file = folder / (WEIGHTS if packed is None else PACKED_WEIGHTS)
+    parts = None if packed is None else scatter_packed(few, layout, model.config.vocab_size, with_head)
+    write_tensors(stored, file, parts)
+    shutil.copymode(folder / CONFIG, file)
     _write_json(folder / RECORD, {"format": FORMAT, **current_provenance(), **to_dict(provenance or {})})
 
 

@@ -11,6 +11,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from terrazzo.checkpoint.formats import Format
+from terrazzo.checkpoint.packing import PACKED_WEIGHTS, PackedTensor, from_stored, to_stored
 from terrazzo.errors import InputError
 
 #: Our tensors with a row for every token of the padded vocabulary.
@@ -29,11 +31,14 @@ _COPY_AGAIN = "copy or download it again"
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], Path]:
     """All tensors of a folder, memory-mapped where the file allows it, and the file that errors should name.
 
+    Packed matrices are unpacked, and all floats of their file are in fp32.
+
     Raises:
         InputError: no weights, a missing shard, or a damaged file.
     """
     readers: tuple[tuple[str, Callable[[Path], dict[str, Tensor]]], ...] = (
-        ("model.safetensors", _read_safetensors),
+        ("model.safetensors", read_safetensors),
+        (PACKED_WEIGHTS, read_safetensors),
         ("pytorch_model.bin", _read_pickle),
     )
     for name, read in readers:
@@ -57,12 +62,18 @@ def _shards(index: Path) -> list[str]:
     return names
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file, packed ones as floats.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     try:
         with safe_open(file, framework="pt") as stored:
-            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            tensors, metadata = {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: truncated or damaged ({error}); {_COPY_AGAIN}") from None
+    return from_stored(tensors, metadata, file)
 
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
@@ -78,14 +89,17 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
     return stored
 
 
-def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write a safetensors file that transformers accepts.
+def write_tensors(tensors: dict[str, Tensor], file: Path, packed: Mapping[str, PackedTensor] | None = None) -> None:
+    """Write a safetensors file that transformers accepts, or one with packed matrices beside the tensors.
 
     Raises:
         OSError: with the system's error number, which the library only spells out.
     """
+    metadata = {"format": "pt"}
+    if packed is not None:
+        tensors, metadata = to_stored(packed, tensors)
     try:
-        save_file(tensors, file, metadata={"format": "pt"})
+        save_file(tensors, file, metadata=metadata)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number.group(1)) if number else errno.EIO, str(error), str(file)) from error
@@ -148,6 +162,18 @@ def scatter(state: Mapping[str, Tensor], layout: Format, vocab_size: int, with_h
         prefix = layout.prefix if with_head and name.startswith("encoder.") else ""
         for part, piece in zip(parts, rows.chunk(len(parts)), strict=True):
             stored[prefix + part] = piece.detach().contiguous()
+    return stored
+
+
+def scatter_packed(
+    packed: Mapping[str, PackedTensor], layout: Format, vocab_size: int, with_head: bool
+) -> dict[str, PackedTensor]:
+    """The stored matrices of our packed ones: rows are divided and cut as `scatter` does it."""
+    stored: dict[str, PackedTensor] = {}
+    for name, tensor in packed.items():
+        codes = scatter({name: tensor.codes_OI}, layout, vocab_size, with_head)
+        grids = scatter({name: tensor.grid_OG2}, layout, vocab_size, with_head)
+        stored |= {part: replace(tensor, codes_OI=codes[part], grid_OG2=grids[part]) for part in codes}
     return stored
 
 

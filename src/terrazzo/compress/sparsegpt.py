@@ -43,7 +43,7 @@ def sparsegpt(
         raise InputError(f"sparsity {target}: a share of the weights, 0 to 1")
     if isinstance(target, NM):
         step = max(target.of, step // target.of * target.of)
-    factor_II = _inverse_factor(gram_II, damp).to(weight_OI.dtype)
+    factor_II = inverse_factor(gram_II, damp).to(weight_OI.dtype)
     work_OI = weight_OI.masked_fill(gram_II.diagonal() == 0, 0)
     if keep_OI is not None:
         work_OI.masked_fill_(~keep_OI, 0)
@@ -64,7 +64,7 @@ def sparsegpt(
     return work_OI, kept_OI
 
 
-def _inverse_factor(gram_II: Tensor, damp: float) -> Tensor:
+def inverse_factor(gram_II: Tensor, damp: float) -> Tensor:
     """The upper Cholesky factor of the damped inverse, float64: its rows are what later columns are moved by."""
     damped_II = gram_II.to(torch.float64, copy=True)
     if not damped_II.isfinite().all():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from terrazzo.checkpoint import atomic_folder, empty_model, load_config, load_model, load_tokenizer, write_model
 from terrazzo.checkpoint.atomic import standing
 from terrazzo.checkpoint.folder import CONFIG
+from terrazzo.checkpoint.packing import PackedTensor, from_stored
 from terrazzo.checkpoint.tensors import write_tensors
 from terrazzo.config import config, from_dict, to_dict
 from terrazzo.errors import InputError
@@ -110,6 +111,7 @@ def write_task_model(
     *,
     max_len: int,
     adapter: AdapterConfig | None = None,
+    packed: Mapping[str, PackedTensor] | None = None,
 ) -> None:
     """A model folder with two files more, task.json and head.safetensors, in an existing folder.
 
@@ -117,14 +119,18 @@ def write_task_model(
         state: the full tensors of `model`, where its own are sharded over processes or not those to keep.
         max_len: tokens of a document in training, special ones included.
         adapter: config of the adapters where they are in the encoder, not merged; head.safetensors holds them.
+        packed: matrices of few bits, by their names in `model`.
     """
     state = model.state_dict() if state is None else state
     encoder = {name: state[f"encoder.{name}"] for name in encoder_tensors(model.config)}
     rest = {name: tensor.detach() for name, tensor in state.items() if name.removeprefix("encoder.") not in encoder}
     strangers = [name for name in rest if not name.startswith("head.")]
     assert adapter is not None or not strangers, f"neither encoder nor head: {strangers}"
-    write_model(folder, model.encoder, tokenizer_file, provenance, encoder)
-    write_tensors({name: tensor.contiguous() for name, tensor in rest.items()}, folder / HEAD)
+    few = None if packed is None else {name: tensor for name, tensor in packed.items() if name in rest}
+    body = {name.removeprefix("encoder."): tensor for name, tensor in (packed or {}).items() if name not in rest}
+    write_model(folder, model.encoder, tokenizer_file, provenance, encoder, None if packed is None else body)
+    plain = {name: tensor.contiguous() for name, tensor in rest.items() if name not in (few or {})}
+    write_tensors(plain, folder / HEAD, few)
     values = {"format": FORMAT, "task": to_dict(model.task), "max_len": max_len, "adapter": adapter_values(adapter)}
     write_json_atomic(folder / TASK, values)
 
@@ -254,9 +260,10 @@ def _read_head(file: Path) -> dict[str, Tensor]:
         raise InputError(f"{file}: missing, so the folder is not whole: copy it again")
     try:
         with safe_open(file, framework="pt") as stored:
-            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            tensors, metadata = {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: truncated or damaged ({error}); copy it again") from None
+    return from_stored(tensors, metadata, file)
 
 
 def _check_head(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path) -> None:
