@@ -77,7 +77,7 @@ def latency_table(
     known = _MEMORY.read(memory).get(key)
     if known is not None:
         return known
-    opener, clock = opener or opener_of(conditions, machine), clock or _clock(conditions)
+    opener, clock = opener or opener_of(conditions, machine), clock or clock_of(conditions)
     table = measure(shape, conditions, timed, forward, timing or Timing(), opener, clock, machine)
     _MEMORY.add(memory, key, table)
     return table
@@ -100,7 +100,7 @@ def measure(
     for group in groups:
         for name, probe in group.probes(shape, sizes).items():
             calls[name] = _call(opener, probe, conditions, forward if group.last else None)
-    with _threads(conditions.threads):
+    with with_threads(conditions.threads):
         times = time_calls(calls, clock, timing)
     table = LatencyTable(
         shape=shape,
@@ -159,14 +159,15 @@ def compare(
     if opener is None and table.machine != machine.key:
         raise InputError(f"a latency table of {table.machine}, this machine is {machine.key}: measure one here")
     predicted = [table.predict(config) for config in configs]
-    opener, clock = opener or opener_of(conditions, machine), clock or _clock(conditions)
+    opener, clock = opener or opener_of(conditions, machine), clock or clock_of(conditions)
     calls = {f"encoder {number}": _call(opener, config, conditions, forward) for number, config in enumerate(configs)}
-    with _threads(conditions.threads):
+    with with_threads(conditions.threads):
         measured = time_calls(calls, clock, timing).ms.values()
     return [Compared(predicted_ms=p, measured_ms=m) for p, m in zip(predicted, measured, strict=True)]
 
 
-def _clock(conditions: Conditions) -> Clock:
+def clock_of(conditions: Conditions) -> Clock:
+    """Seconds as the conditions count them: of the process, or of the day."""
     return time.process_time if conditions.clock == "cpu" else time.perf_counter
 
 
@@ -256,7 +257,7 @@ def _sizes(shape: EncoderConfig, sizes: Sizes | None) -> dict[Kind, tuple[int, .
 
 
 @contextlib.contextmanager
-def _threads(threads: int) -> Iterator[None]:
+def with_threads(threads: int) -> Iterator[None]:
     """PyTorch's threads while a block runs."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -33,15 +33,20 @@ def opener_of(conditions: Conditions, machine: Machine) -> Opener:
     if conditions.runtime not in RUNTIMES[conditions.precision]:
         known = " or ".join(RUNTIMES[conditions.precision])
         raise InputError(f"runtime {conditions.runtime} has no {conditions.precision}: take {known}")
-    make = {"torch": _torch, "openvino": _openvino, "onnx": _onnx}[conditions.runtime]
 
     def opened(config: EncoderConfig) -> Runtime:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             encoder = Encoder(config).eval()
-        return make(encoder, conditions, machine)
+        return open_encoder(encoder, conditions, machine)
 
     return opened
+
+
+def open_encoder(encoder: Encoder, conditions: Conditions, machine: Machine) -> Runtime:
+    """The runtime of an encoder, with one stream; int8 takes its ranges from random tokens, which only timing bears."""
+    make = {"torch": _torch, "openvino": _openvino, "onnx": _onnx}[conditions.runtime]
+    return make(encoder, conditions, machine)
 
 
 def _torch(encoder: Encoder, conditions: Conditions, machine: Machine) -> Runtime:

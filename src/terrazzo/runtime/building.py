@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,13 @@ PACKAGES: dict[tuple[RuntimeName, Precision], tuple[str, ...]] = {
     ("openvino", "int8"): ("openvino", "nncf"),
     ("onnx", "fp32"): ("onnx", "onnxruntime"),
 }
+
+
+def installed(runtime: RuntimeName, precision: Precision) -> bool:
+    """Whether a runtime has a precision and all that making its graph needs is there."""
+    return runtime in RUNTIMES[precision] and all(map(importlib.util.find_spec, PACKAGES[runtime, precision]))
+
+
 #: Documents that rank the parts of an int8 graph by what each costs.
 _RANKING = 32
 

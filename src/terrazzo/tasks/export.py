@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import shutil
@@ -25,7 +24,7 @@ from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, MaskedLM
 from terrazzo.provenance import provenance, write_json_atomic
 from terrazzo.runtime.agreement import Answers, Judge
-from terrazzo.runtime.building import PACKAGES, RUNTIMES, Builder
+from terrazzo.runtime.building import RUNTIMES, Builder, installed
 from terrazzo.runtime.choice import Chosen, choose, made_up_documents
 from terrazzo.runtime.contract import Precision, Runtime, TorchRuntime
 from terrazzo.runtime.folder import RECORD as RUNTIME_RECORD
@@ -251,7 +250,7 @@ def _candidates(runtime: Asked, precision: Precision) -> tuple[RuntimeName, ...]
     """The runtimes to try: the one asked for, or all whose packages are installed."""
     if runtime != "auto":
         return (runtime,)
-    found = tuple(name for name in RUNTIMES[precision] if all(map(importlib.util.find_spec, PACKAGES[name, precision])))
+    found = tuple(name for name in RUNTIMES[precision] if installed(name, precision))
     if not found:
         raise InputError(f"no runtime for {precision} is installed: pip install 'terrazzo[serve,export]'")
     return found
