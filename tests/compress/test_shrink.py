@@ -24,6 +24,8 @@ FAMILIES = {
     "mosaicbert": mosaicbert("tiny", 100, **SHAPE),
     "modernbert": modernbert("tiny", 100, window=8, **SHAPE),
     "pre-norm": mosaicbert("tiny", 100, norm="rms", norm_placement="pre", mlp_in_bias=True, final_norm=True, **SHAPE),
+    "gates": bert("tiny", 100, attention_gate="linear", softmax_gamma=-0.05, **SHAPE),
+    "mlp gates": mosaicbert("tiny", 100, attention_gate="mlp", gate_scaled=True, **SHAPE),
 }
 PLAN = {"heads.0": 2, "units.0": 0, "heads.1": 0, "units.1": 17, "units.2": 40, "heads.2": 3}
 LENGTHS = (20, 31, 9, 1)

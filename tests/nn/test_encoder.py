@@ -24,6 +24,7 @@ FAMILIES = [
     modernbert("tiny", 100, window=8),
     mosaicbert("tiny", 100, dropout=0.0, norm="rms", activation="silu", norm_placement="pre", final_norm=True),
     mosaicbert("tiny", 100, dropout=0.0, causal=True),
+    mosaicbert("tiny", 100, dropout=0.0, softmax_gamma=-0.05, attention_gate="linear"),
 ]
 UNEVEN = bert("tiny", 100, num_heads=4, kept_heads=((0, 3), ()), mlp_widths=(0, 7), dropout=0.0, attention_dropout=0.0)
 
@@ -107,6 +108,8 @@ def test_missing_heads_and_inner_units_are_those_that_would_add_nothing(config: 
             for part in ("weight", "bias"):
                 if (tensor := state.get(key := f"blocks.{layer}.{name}.{part}")) is not None:
                     shrunk[key] = tensor.unflatten(0, (side, -1))[:, keep_F].flatten(0, 1)
+                if (tensor := state.get(key := f"blocks.{layer}.attention.gate.out.{part}")) is not None:
+                    shrunk[key] = tensor[list(heads)]
         for name, keep in (("attention.out", ~lost_D), ("mlp.down", torch.arange(config.mlp_width) < width)):
             shrunk[f"blocks.{layer}.{name}.weight"] = state[f"blocks.{layer}.{name}.weight"][:, keep]
     small.load_state_dict(shrunk)
@@ -115,7 +118,7 @@ def test_missing_heads_and_inner_units_are_those_that_would_add_nothing(config: 
     assert_close(small(batch, select_M), full(batch)[select_M], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("config", [*FAMILIES[:3], UNEVEN])
+@pytest.mark.parametrize("config", [*FAMILIES[:3], UNEVEN, UNEVEN.replace(attention_gate="mlp"), FAMILIES[-1]])
 def test_flops_equal_what_pytorch_counts_for_one_length(config: EncoderConfig) -> None:
     model = MaskedLM(config.replace(window=None), backend="reference").eval()
     batch = masked_batch().replace(lengths=(106,))

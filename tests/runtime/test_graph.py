@@ -29,6 +29,12 @@ CONFIGS = {
     "pre-norm, no norms outside": bert("tiny", 50, norm_placement="pre", embedding_norm=False, **TINY),
     "first norm skipped": bert("tiny", 50, norm_placement="pre", skip_first_norm=True, **TINY),
     "gated silu": mosaicbert("tiny", 50, activation="silu", mlp_in_bias=True, mlp_out_bias=False, **TINY),
+    "clipped softmax": modernbert("tiny", 50, window=8, softmax_gamma=-0.1, softmax_zeta=1.05, **TINY),
+    "clipped softmax, causal": mosaicbert("tiny", 50, causal=True, softmax_gamma=-0.1, **TINY),
+    "gates": bert("tiny", 50, attention_gate="linear", **TINY),
+    "gates of some heads": modernbert(
+        "tiny", 50, attention_gate="mlp", gate_scaled=True, kept_heads=((0, 2), (), (1,)), **TINY
+    ),
     "relu": bert("tiny", 50, activation="relu", attention_bias=False, norm_bias=False, **TINY),
     "gelu_tanh": bert("tiny", 50, activation="gelu_tanh", norm_eps=1e-3, **TINY),
 }

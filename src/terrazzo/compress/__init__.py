@@ -10,6 +10,7 @@ from terrazzo.compress.latency import Conditions, LatencyTable
 from terrazzo.compress.latency_measure import compare, latency_table
 from terrazzo.compress.layerwise import prune_layerwise
 from terrazzo.compress.masks import Masks, read_masks, single_matrices
+from terrazzo.compress.outliers import Outliers, measure_outliers
 from terrazzo.compress.plan import Plan, read_plan, write_plan
 from terrazzo.compress.ratios import first_order, sparsities, zeroth_order
 from terrazzo.compress.search import SearchOptions, level_errors, search_plan
@@ -20,10 +21,12 @@ from terrazzo.compress.sparsity_curve import SparsityCurve, sparsity_curve
 from terrazzo.compress.statistics import Statistics, Wanted, collect, output_projections
 from terrazzo.compress.timing import Timing, TooNoisy
 from terrazzo.compress.unstructured import NM, ObertConfig, Pruned, magnitude, obert
+from terrazzo.compress.w8a8 import W8A8, pseudo_perplexities, simulate_w8a8
 from terrazzo.compress.ziplm import default_levels
 
 __all__ = [
     "NM",
+    "W8A8",
     "Conditions",
     "Database",
     "DistillConfig",
@@ -36,6 +39,7 @@ __all__ = [
     "Masks",
     "ObertConfig",
     "ObertPruner",
+    "Outliers",
     "Plan",
     "Pruned",
     "PruningWorkload",
@@ -63,13 +67,16 @@ __all__ = [
     "magnitude",
     "masked",
     "matrices",
+    "measure_outliers",
     "obert",
     "output_projections",
     "planned_config",
     "prune_layerwise",
+    "pseudo_perplexities",
     "read_masks",
     "read_plan",
     "search_plan",
+    "simulate_w8a8",
     "single_matrices",
     "sparsities",
     "sparsity_curve",

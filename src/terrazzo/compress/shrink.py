@@ -87,11 +87,25 @@ def _cut(encoder: Encoder, site: Site, level: Level) -> dict[str, Tensor]:
         f"{site.before}.weight": stacked_SND[:, rows].flatten(0, 1),
         site.weight: level.weight_DK.to(projection.weight),
     }
+    if site.kind == "heads":
+        cut |= _cut_gates(encoder, site, level)
     if producer.bias is not None:
         cut[f"{site.before}.bias"] = producer.bias.view(producer.stacked, -1)[:, rows].flatten()
     if level.bias_D is not None:
         cut[site.weight.replace(".weight", ".bias")] = level.bias_D.to(projection.bias)
     return cut
+
+
+def _cut_gates(encoder: Encoder, site: Site, level: Level) -> dict[str, Tensor]:
+    """The gates of the heads that stay; nothing where there are none."""
+    heads = len(encoder.config.layer_heads(site.layer))
+    kept = torch.as_tensor(level.kept, dtype=torch.int64)
+    named = encoder.get_submodule(site.prefix).named_parameters()
+    gates = {name: values for name, values in named if name.startswith("gate.")}
+    return {
+        f"{site.prefix}.{name}": values.unflatten(0, (heads, -1))[kept.to(values.device)].flatten(0, 1)
+        for name, values in gates.items()
+    }
 
 
 def _config(config: EncoderConfig, levels: Mapping[Site, Level]) -> EncoderConfig:

@@ -116,7 +116,7 @@ def collect(
         {name: Range(modules[name].in_features, modules[name].weight.device) for name in sorted(wanted.ranges)},
     )
     device = encoder.embeddings.tokens.weight.device
-    with _evaluating(encoder), _hooked(modules, found), torch.inference_mode():
+    with evaluating(encoder), _hooked(modules, found), torch.inference_mode():
         for batch in batches:
             placed = batch.to(device)
             encoder(placed, None if select is None else select(placed))
@@ -143,7 +143,8 @@ def _modules(encoder: Encoder, wanted: Wanted) -> dict[str, nn.Linear]:
 
 
 @contextmanager
-def _evaluating(encoder: Encoder) -> Iterator[None]:
+def evaluating(encoder: Encoder) -> Iterator[None]:
+    """The encoder without dropout inside, every module in its own mode again afterwards."""
     modes = {module: module.training for module in encoder.modules()}
     encoder.eval()
     try:

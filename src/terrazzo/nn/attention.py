@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from terrazzo.nn.backends import BACKENDS, default_backend
+from terrazzo.errors import InputError
+from terrazzo.nn.backends import BACKENDS, ExplicitBackend, default_backend
 from terrazzo.nn.config import EncoderConfig
+from terrazzo.nn.gate import AttentionGate
 from terrazzo.nn.linear import Linear, StackedLinear
 from terrazzo.nn.positions import alibi_slopes, rotate, rotations
+from terrazzo.nn.softmax import Weigh, weighing
 from terrazzo.packed import Packed
 
 
@@ -33,7 +36,8 @@ class AttentionContext:
     def of(cls, batch: Packed, config: EncoderConfig, backend: str | None) -> AttentionContext:
         """The context of a batch for an encoder of this config; `backend` None takes the device's default."""
         slopes_N = alibi_slopes(config.num_heads) if config.positions == "alibi" else None
-        return cls(batch, slopes_N, backend or default_backend(batch.device), config.causal)
+        explicit = weighing(config) is not None
+        return cls(batch, slopes_N, backend or default_backend(batch.device, explicit), config.causal)
 
     def plan(self, window: int | None, heads: tuple[int, ...]) -> Any:
         """The backend's plan for layers of this window; where heads differ by their slopes, of these heads."""
@@ -49,9 +53,24 @@ class AttentionContext:
             self._rotations[theta] = rotations(self.batch.positions_T, head_width, theta)
         return self._rotations[theta]
 
-    def attend(self, qkv_T3NH: Tensor, window: int | None, heads: tuple[int, ...], dropout: float) -> Tensor:
-        """Attention output `(T, N * H)` of a layer with these N heads."""
-        return BACKENDS[self.backend].attend(qkv_T3NH, self.plan(window, heads), dropout)
+    def attend(
+        self,
+        qkv_T3NH: Tensor,
+        window: int | None,
+        heads: tuple[int, ...],
+        dropout: float,
+        weigh: Weigh | None = None,
+    ) -> Tensor:
+        """Attention output `(T, N * H)` of a layer with these N heads; `weigh` None is the plain softmax."""
+        backend, plan = BACKENDS[self.backend], self.plan(window, heads)
+        if weigh is None:
+            return backend.attend(qkv_T3NH, plan, dropout)
+        if not isinstance(backend, ExplicitBackend):
+            raise InputError(
+                f"backend {self.backend!r} fuses the softmax, and this model has another one (softmax_gamma, "
+                "softmax_zeta): leave the backend out, or take 'reference'"
+            )
+        return backend.attend_explicitly(qkv_T3NH, plan, dropout, weigh)
 
 
 class Attention(nn.Module):
@@ -62,10 +81,11 @@ class Attention(nn.Module):
         self.heads, self.head_width = config.layer_heads(layer), config.head_width
         inner = self.num_heads * self.head_width
         self.qkv = StackedLinear(config.width, inner, 3, bias=config.attention_bias)
+        self.gate = None if config.attention_gate is None else AttentionGate(config, layer)
         self.out = Linear(inner, config.width, bias=config.attention_bias)
         self.window = config.layer_window(layer)
         self.theta = _layer_theta(config, layer)
-        self.dropout = config.attention_dropout
+        self.dropout, self.weigh = config.attention_dropout, weighing(config)
 
     @property
     def num_heads(self) -> int:
@@ -81,8 +101,13 @@ class Attention(nn.Module):
             cos_TH, sin_TH = context.rotation(self.head_width, self.theta)
             turned = rotate(qkv_T3NH[:, :2], cos_TH, sin_TH)
             qkv_T3NH = torch.cat((turned, qkv_T3NH[:, 2:]), dim=1)
-        mixed_TD = context.attend(qkv_T3NH, self.window, self.heads, self.dropout if self.training else 0.0)
-        return self.out(mixed_TD if select_M is None else mixed_TD.index_select(0, select_M))
+        dropout = self.dropout if self.training else 0.0
+        mixed_TD = context.attend(qkv_T3NH, self.window, self.heads, dropout, self.weigh)
+        if select_M is not None:
+            mixed_TD = mixed_TD.index_select(0, select_M)
+        if self.gate is not None:
+            mixed_TD = self.gate(x_TD if select_M is None else x_TD.index_select(0, select_M), mixed_TD)
+        return self.out(mixed_TD)
 
 
 def _layer_theta(config: EncoderConfig, layer: int) -> float | None:

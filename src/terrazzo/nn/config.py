@@ -8,6 +8,8 @@ from typing import Any, Literal
 from terrazzo.config import config, nearest
 from terrazzo.errors import InputError
 
+GateKind = Literal["linear", "mlp"]
+
 
 @config
 class EncoderConfig:
@@ -29,6 +31,13 @@ class EncoderConfig:
         window: tokens that a local layer sees, half on each side; None means every layer sees the whole document.
         global_every: with a window, layers 0, global_every, 2 * global_every, ... stay global (ModernBERT: 3).
         local_rope_theta: rotation base of the local layers; None means the same as `rope_theta`.
+        softmax_gamma, softmax_zeta: the softmax of attention is stretched to [gamma, zeta] and clipped to [0, 1],
+            so that weights can be exactly 0, or 1; gamma from 0 down (-0.025 for 128 tokens), zeta from 1 up. Such
+            attention forms its weights explicitly. Published formats have no place for it, nor for gates.
+        attention_gate: multiply each head's output by a gate that reads the head's slice of attention's input: one
+            linear map a head, or an MLP a quarter of the head wide; None means no gate.
+        gate_init: how far gates are open at first, between 0 and 1; gate_scaled: divide gates by it and begin with
+            weights of zero, so that they change nothing at first, as a trained model needs it.
         low_precision_norm: in bf16 compute the norms in bf16 as MosaicBERT does; False computes them in fp32.
         attention_bias, mlp_in_bias, mlp_out_bias, norm_bias, head_dense_bias, head_bias: which terms exist.
         embedding_norm: a norm after the embeddings; final_norm: one after the last block (pre-norm models).
@@ -55,6 +64,11 @@ class EncoderConfig:
     causal: bool = False
     window: int | None = None
     global_every: int = 1
+    softmax_gamma: float = 0.0
+    softmax_zeta: float = 1.0
+    attention_gate: GateKind | None = None
+    gate_init: float = 0.5
+    gate_scaled: bool = False
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-12
     norm_placement: Literal["post", "pre"] = "post"
@@ -94,6 +108,7 @@ class EncoderConfig:
         if self.positions == "rope" and self.head_width % 2:
             raise InputError(f"rope needs an even head width, width / num_heads is {self.head_width}")
         self._check_layers()
+        self._check_attention()
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -110,6 +125,26 @@ class EncoderConfig:
         for layer, width in enumerate(self.mlp_widths or ()):
             if width < 0:
                 raise InputError(f"mlp_widths of layer {layer} is {width}, less than 0")
+
+    def _check_attention(self) -> None:
+        if not -1 < self.softmax_gamma <= 0:
+            raise InputError(
+                f"softmax_gamma must be in (-1, 0], got {self.softmax_gamma}: above 0 every token sees all"
+            )
+        if not 1 <= self.softmax_zeta < 2:
+            raise InputError(f"softmax_zeta must be in [1, 2), got {self.softmax_zeta}")
+        if not 0 < self.gate_init < 1:
+            raise InputError(f"gate_init must be between 0 and 1, got {self.gate_init}")
+
+    @property
+    def clips_softmax(self) -> bool:
+        """Whether attention has a clipped softmax in place of the plain one."""
+        return self.softmax_gamma < 0 or self.softmax_zeta > 1
+
+    @property
+    def gate_width(self) -> int:
+        """Inner width of a head's gate; 0 where gates are linear or there are none."""
+        return max(1, self.head_width // 4) if self.attention_gate == "mlp" else 0
 
     @property
     def head_width(self) -> int:

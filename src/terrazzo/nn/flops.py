@@ -19,6 +19,8 @@ def parameter_count(config: EncoderConfig) -> int:
         blocks += 4 * width * heads + (3 * heads + width if config.attention_bias else 0)
         blocks += (3 if config.gated else 2) * width * inner + (width if config.mlp_out_bias else 0)
         blocks += inner * (2 if config.gated else 1) if config.mlp_in_bias else 0
+        hidden, last = _gate_products(config, layer)
+        blocks += hidden + last + len(config.layer_heads(layer)) * ((config.gate_width + 1) if last else 0)
     tables = config.padded_vocab_size + config.token_types
     tables += config.max_len + config.position_offset if config.positions == "learned" else 0
     head = width**2 + (width if config.head_dense_bias else 0) + norm
@@ -42,6 +44,7 @@ def forward_flops(config: EncoderConfig, lengths: Sequence[int] | np.ndarray, nu
         after = tail_tokens if layer == config.depth - 1 else num_tokens
         mlp = (3 if config.gated else 2) * inner
         blocks += 2 * width * (num_tokens * 3 * heads + after * (heads + mlp))
+        blocks += 2 * after * sum(_gate_products(config, layer))
     head = 0.0 if num_masked is None else 2 * num_masked * (width**2 + width * config.vocab_size)
     return float(blocks + head + _attention_flops(config, sizes))
 
@@ -67,3 +70,11 @@ def _attention_flops(config: EncoderConfig, sizes: np.ndarray) -> float:
 def _inner_widths(config: EncoderConfig, layer: int) -> tuple[int, int]:
     """Of all heads of a layer together, and of its MLP."""
     return len(config.layer_heads(layer)) * config.head_width, config.layer_mlp_width(layer)
+
+
+def _gate_products(config: EncoderConfig, layer: int) -> tuple[int, int]:
+    """Weights of the gates of a layer's heads: those before and those after the inner width."""
+    if config.attention_gate is None:
+        return 0, 0
+    heads, inner = len(config.layer_heads(layer)), config.gate_width
+    return heads * config.head_width * inner, heads * (inner or config.head_width)

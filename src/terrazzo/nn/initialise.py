@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from terrazzo.nn.config import EncoderConfig
+from terrazzo.nn.gate import AttentionGate
 
 #: Modules that write into the residual stream, by the last part of their name.
 _RESIDUAL_OUTPUTS = ("attention.out", "mlp.down")
@@ -29,6 +30,8 @@ def initialise(model: nn.Module, config: EncoderConfig) -> None:
             _draw(module.weight, std, truncated=config.init == "megatron")
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+        if isinstance(module, AttentionGate):
+            module.reset(config)
         if name == "embeddings.tokens":
             nn.init.zeros_(module.weight[config.vocab_size :])  # rows of no token stay zero under every optimizer
 

@@ -24,6 +24,7 @@ from terrazzo.nn.linear import Linear
 from terrazzo.nn.mlp import MLP
 from terrazzo.nn.norms import RMSNorm
 from terrazzo.nn.positions import alibi_slopes, rotations
+from terrazzo.nn.softmax import Weigh
 from terrazzo.packed import Packed
 
 #: Added to the scores of what a token does not see: its weight is exactly 0, and no row of padding becomes NaN.
@@ -288,9 +289,18 @@ def _attention(attention: Attention, qkv: nn.Module, x: Tensor, layout: Layout, 
         cos_SH, sin_SH = layout.rotation(attention.head_width, attention.theta)
         q, k = _rotate(q, cos_SH, sin_SH), _rotate(k, cos_SH, sin_SH)
     bias = layout.bias(attention.window, attention.heads)
-    mixed_BSD = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
-    out: Tensor = attention.out(layout.join(mixed_BSD, select_M))
+    mixed_BSD = _mixed(q, k, v, bias, attention.weigh).transpose(1, 2).flatten(2)
+    mixed = layout.join(mixed_BSD, select_M)
+    if attention.gate is not None:
+        mixed = attention.gate(x if select_M is None else layout.chosen(x, select_M), mixed)
+    out: Tensor = attention.out(mixed)
     return out
+
+
+def _mixed(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, weigh: Weigh | None) -> Tensor:
+    if weigh is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return weigh(q @ k.transpose(2, 3) * q.shape[-1] ** -0.5 + bias) @ v
 
 
 def _heads(x_BSD: Tensor, num_heads: int) -> Tensor:

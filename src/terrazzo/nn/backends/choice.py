@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,9 +24,25 @@ class Backend(Protocol):
         """Attention output `(T, N * H)`; no token sees another document."""
 
 
+@runtime_checkable
+class ExplicitBackend(Backend, Protocol):
+    """A backend that forms the attention weights, so that they need not be a softmax."""
+
+    def attend_explicitly(
+        self, qkv_T3NH: Tensor, plan: Any, dropout: float, weigh: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """As `attend`; `weigh` makes weights of scores, with 0 where a score is minus infinity or about -1e38."""
+
+
 BACKENDS: dict[str, Backend] = {"reference": Reference(), "grouped": Grouped(), "flex": Flex()}
 
 
-def default_backend(device: torch.device) -> str:
-    """The measured choice for a device: grouped flash kernels on CPU, FlexAttention on GPU."""
-    return "flex" if device.type == "cuda" else "grouped"
+def default_backend(device: torch.device, explicit: bool = False) -> str:
+    """The measured choice for a device: grouped flash kernels on CPU, FlexAttention on GPU.
+
+    Args:
+        explicit: the weights are no plain softmax; on GPU only the reference, a document at a time, forms them.
+    """
+    if device.type == "cuda":
+        return "reference" if explicit else "flex"
+    return "grouped"

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from terrazzo.nn.dropout import dropout as masked_out
 from terrazzo.nn.dropout import keep_mask
+from terrazzo.nn.softmax import Weigh, softmax
 from terrazzo.packed import Packed
 
 #: Longest over shortest document of a group: padding costs at most this much, fewer groups mean fewer kernel calls.
@@ -88,6 +88,10 @@ class Grouped:
             return dropped
         output: Tensor = _GroupedFlash.apply(qkv_T3NH, plan)
         return output
+
+    def attend_explicitly(self, qkv_T3NH: Tensor, plan: GroupedPlan, dropout: float, weigh: Weigh) -> Tensor:
+        """Attention output `(T, N * H)`, with any function from scores to weights, step by step."""
+        return attend_with_dropout(qkv_T3NH, plan, dropout, weigh)
 
 
 def group_by_length(lengths: np.ndarray, slack: float) -> list[np.ndarray]:
@@ -221,13 +225,14 @@ def _hidden(scores_BNSS: Tensor, group: Group, causal: bool) -> Tensor:
     return scores.masked_fill(torch.ones(group.max_len, group.max_len, dtype=torch.bool).triu(1), -torch.inf)
 
 
-def attend_with_dropout(qkv_T3NH: Tensor, plan: GroupedPlan, dropout: float) -> Tensor:
+def attend_with_dropout(qkv_T3NH: Tensor, plan: GroupedPlan, dropout: float, weigh: Weigh = softmax) -> Tensor:
     """Attention output `(T, N * H)` with weights that fall out, in operations that autograd knows."""
     head_width = qkv_T3NH.shape[3]
     qkv_R3NH = qkv_T3NH.index_select(0, plan.token_R)
     outputs = []
     for group, rows in zip(plan.groups, qkv_R3NH.split([g.num_rows for g in plan.groups]), strict=True):
         q, k, v = _heads(rows, group)
-        weights = F.softmax(_hidden(q @ k.mT * head_width**-0.5, group, plan.causal), dim=-1)
-        outputs.append((masked_out(weights, dropout) @ v).transpose(1, 2).flatten(0, 1))
+        weights = weigh(_hidden(q @ k.mT * head_width**-0.5, group, plan.causal))
+        kept = masked_out(weights, dropout) if dropout > 0 else weights
+        outputs.append((kept @ v).transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, plan.row_T).flatten(1)
