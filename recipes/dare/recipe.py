@@ -1,0 +1,166 @@
+"""DARE on fine-tuned encoders: changes dropped and rescaled, files of what is left, and three tasks merged into one."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from torch import Tensor
+
+from recipes.claims import Tier
+from recipes.compressed import Start, begin, drawn, folder_points, points
+from recipes.runner import Context
+from terrazzo.compress.delta_files import load_delta, save_delta
+from terrazzo.compress.deltas import Base, Delta, add, changes_of, drop_all, head_of, task_model
+from terrazzo.compress.merge import Method, combine, merge, sizes
+from terrazzo.tasks.model import LoadedTask, load_task_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One tier.
+
+    Args:
+        proof: rows of each task that judge; chosen_by: rows of dev that choose how to merge.
+        p: share that is dropped; more: another, tried with seed 0 alone.
+        methods, scales, dropped: the grid of mergings; a scale of an average is times the number of tasks.
+        merges: draws of the chosen merging that are judged.
+    """
+
+    tasks: tuple[str, ...] = ("mrpc", "stsb", "clinc150")
+    proof: int | None = None
+    chosen_by: int = 250
+    p: float = 0.9
+    more: float = 0.99
+    seeds: int = 5
+    methods: tuple[Method, ...] = ("arithmetic", "ties")
+    scales: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0)
+    dropped: tuple[float, ...] = (0.0, 0.5, 0.9)
+    merges: int = 3
+
+
+SETTINGS = {
+    "smoke": Settings(seeds=1, scales=(0.5,), dropped=(0.0, 0.5), merges=1),
+    "small": Settings(proof=1200),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """A fine-tuning: its folder, its model, what it changed of the base, and its score."""
+
+    start: Start
+    folder: Path
+    loaded: LoadedTask
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merging:
+    """How changes are dropped and joined."""
+
+    p: float
+    method: Method
+    scale: float
+
+
+def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
+    """Points that dropping loses by seed of the draw, bytes of files, what the chosen merging loses on every task."""
+    settings = SETTINGS[tier]
+    context.record("config", settings)
+    tuned = {}
+    for name in settings.tasks:
+        start = begin(tier, name, context, settings.proof)
+        folder = start.dense(0)
+        tuned[name] = Tuned(
+            start=start,
+            folder=folder,
+            loaded=load_task_model(folder),
+            score=folder_points(folder, start.rows.proof),
+        )
+    base = Base.open(next(iter(tuned.values())).start.base)
+    changes = {name: changes_of(own.loaded.model, base) for name, own in tuned.items()}
+    context.record("fine_tuned", {name: {"points": tuned[name].score, **sizes(changes[name])} for name in tuned})
+    metrics = {seed: _dropped(settings, tuned, base, seed, context) for seed in range(settings.seeds)}
+    metrics[0] |= _files(settings, tuned, base, context)
+    best = _chosen(settings, tuned, base, changes, context)
+    for seed in range(settings.merges):
+        metrics[seed] |= _judged(tuned, base, best, seed, context)
+    return metrics
+
+
+def _dropped(
+    settings: Settings, tuned: Mapping[str, Tuned], base: Base, seed: int, context: Context
+) -> dict[str, float]:
+    """Points below the fine-tuning, with rescaling and without, each task and their mean."""
+    shares = {"90": (settings.p, True), "90_plain": (settings.p, False)}
+    if seed == 0:
+        shares["99"] = (settings.more, True)
+    found: dict[str, float] = {}
+    for arm, (p, rescale) in shares.items():
+        for name, own in tuned.items():
+            model = Delta.of(base, own.folder, p, seed, rescale=rescale).model(base)
+            found[f"drop_{arm}_{name}"] = own.score - points(model, own.loaded, own.start.rows.proof)
+        found[f"drop_{arm}"] = fmean(found[f"drop_{arm}_{name}"] for name in tuned)
+    found["rescale_gain"] = found["drop_90_plain"] - found["drop_90"]
+    context.log(f"seed {seed}: {found}")
+    return found
+
+
+def _files(settings: Settings, tuned: Mapping[str, Tuned], base: Base, context: Context) -> dict[str, float]:
+    """The largest file over the encoder in fp32, and how far what files restore is from what they were made of."""
+    found: dict[str, float] = {}
+    differences = []
+    for name, own in tuned.items():
+        file = context.work / f"dare-{name}.delta"
+        delta = Delta.of(base, own.folder, settings.p)
+        found[f"file_share_{name}"] = save_delta(delta, file) / base.bytes
+        wanted, restored = delta.model(base).state_dict(), load_delta(file, base).model(base).state_dict()
+        differences += [float((restored[key] - tensor).abs().max()) for key, tensor in wanted.items()]
+    found["file_share"] = max(found.values())
+    return found | {"file_difference": max(differences)}
+
+
+def _chosen(
+    settings: Settings,
+    tuned: Mapping[str, Tuned],
+    base: Base,
+    changes: Mapping[str, Mapping[str, Tensor]],
+    context: Context,
+) -> Merging:
+    """The merging of the grid whose worst task loses least on rows of dev."""
+    rows = {name: drawn(own.start.rows.dev, settings.chosen_by) for name, own in tuned.items()}
+    full = {name: points(own.loaded.model, own.loaded, rows[name]) for name, own in tuned.items()}
+    grid: list[tuple[Merging, dict[str, float]]] = []
+    for p in settings.dropped:
+        kept = {name: drop_all(some, p, 0, label=name) for name, some in changes.items()}
+        for method, scale in itertools.product(settings.methods, settings.scales):
+            joined = {key: scale * combine([some[key] for some in kept.values()], method) for key in base.state}
+            state, losses = add(base.state, joined), {}
+            for name, own in tuned.items():
+                model = task_model(base, state, head_of(own.loaded.model), own.loaded.model.task)
+                losses[name] = full[name] - points(model, own.loaded, rows[name])
+            grid.append((Merging(p=p, method=method, scale=scale), losses))
+            context.log(f"{grid[-1]}")
+    context.record("merging_grid", [{**vars(merging), **losses} for merging, losses in grid])
+    best, _ = min(grid, key=lambda tried: max(tried[1].values()))
+    context.record("merging", vars(best))
+    return best
+
+
+def _judged(tuned: Mapping[str, Tuned], base: Base, best: Merging, seed: int, context: Context) -> dict[str, float]:
+    """Points that each task loses on the proof rows, and the most of them, with what `seed` drops."""
+    out = context.work / f"dare-merged-{seed}"
+    shutil.rmtree(out, ignore_errors=True)
+    folders = {name: own.folder for name, own in tuned.items()}
+    merged = merge(base.folder, folders, out, best.p, best.method, seed, scale=best.scale)
+    losses = {
+        f"merged_drop_{name}": own.score - folder_points(merged.folders[name], own.start.rows.proof)
+        for name, own in tuned.items()
+    }
+    shutil.rmtree(out)
+    return {**losses, "merged_worst_drop": max(losses.values())}
