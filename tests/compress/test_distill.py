@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from terrazzo.compress.distill import DistillConfig, answers_loss, check_pair, hidden_loss, kl_sum, relations_loss
+from terrazzo.compress.distill import DistillConfig, Taps, answers_loss, check_pair, hidden_loss, kl_sum, relations_loss
 from terrazzo.compress.distill_workload import Distilled, DistillWorkload
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, bert, modernbert
@@ -200,3 +200,24 @@ def test_a_student_says_what_its_teacher_says_not_what_the_rows_say(corpus, tmp_
         )
         == 3
     )
+
+
+def test_a_teacher_that_is_remembered_need_not_be_asked_again(corpus) -> None:
+    rows = examples_of("label")
+    task = LabelTask.learn(rows)
+    documents = LabelledRows.encode(task, rows, corpus.tokenizer, 32).flat
+    torch.manual_seed(0)
+    config = bert("tiny", corpus.vocab_size, **TINY_MODEL, dropout=0.0, attention_dropout=0.0)
+    teacher, student = (TaskModel(Encoder(config), task).eval() for _ in range(2))
+    asked = Distilled(SupervisedConfig(), teacher, EVERYTHING, remembered=2**20)
+    forgetful = Distilled(SupervisedConfig(), teacher, EVERYTHING)
+    asked.loss(student, collate(documents))
+    known = collate(documents[::-1])
+    expected = forgetful.loss(student, known).sum
+    teacher.forward = None
+    assert_close(asked.loss(student, known).sum, expected, rtol=2e-3, atol=0)
+    with pytest.raises(TypeError):
+        forgetful.loss(student, known)
+    full = Distilled(SupervisedConfig(), teacher, EVERYTHING, remembered=8)
+    full.memory.keep(known, torch.zeros(len(documents), 3), Taps())
+    assert full.memory.bytes <= 8 and full.memory.recall(known) is None

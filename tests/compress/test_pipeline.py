@@ -143,10 +143,16 @@ def test_a_goal_is_reached_and_its_proof_is_what_anyone_would_measure(made, tmp_
     shares = [site.size(small.config) / site.size(terrazzo.load(made[0]).config) for site in sites(small.config)]
     assert proof.speeds.ms == pytest.approx(1 + 9 * sum(shares) / len(shares))
     task = LabelTask(classes=("animal", "thing"))
-    rows = [Example(text=json.loads(line)["text"], target=json.loads(line)["label"]) for line in made[2].read_text().splitlines()]
-    split = split_rows(task, [Example(text=t, target=l) for t, l in examples(240, 2)], rows, 5.0, 0)
+    rows = [
+        Example(text=json.loads(line)["text"], target=json.loads(line)["label"])
+        for line in made[2].read_text().splitlines()
+    ]
+    split = split_rows(task, [Example(text=t, target=label) for t, label in examples(240, 2)], rows, 5.0, 0)
     right = [
-        sum(said.label == row.target for said, row in zip(model.predict([r.text for r in split.proof]), split.proof))
+        sum(
+            said.label == row.target
+            for said, row in zip(model.predict([r.text for r in split.proof]), split.proof, strict=True)
+        )
         for model in (terrazzo.load(made[0]), small)
     ]
     assert proof.quality.rows == len(split.proof)

@@ -11,6 +11,7 @@ from pathlib import Path
 from terrazzo.checkpoint import atomic_folder
 from terrazzo.compress.offers import Offer
 from terrazzo.compress.proof import open_small, size_of
+from terrazzo.compress.quantise import Quantised, save_packed
 from terrazzo.compress.speed import Bench
 from terrazzo.compress.subject import Subject, drop_of
 from terrazzo.config import from_dict, read_file, to_dict
@@ -99,6 +100,18 @@ class Workshop:
         self.log(f"made      {offer}")
         return Candidate(offer=offer, folder=folder / EXPORTED)
 
+    def packed(self, key: str, name: str, make: Callable[[], Quantised[TaskModel]]) -> Candidate:
+        """The model of few bits that `make` gives, packed on disk; it runs in PyTorch as any other."""
+        folder = self.folder / key
+        if not (folder / OFFER).is_file():
+            quantised, loaded = make(), self.subject.loaded
+            with tokenizer_file(loaded.tokenizer) as file:
+                save_packed(folder / EXPORTED, quantised, file, max_len=loaded.max_len)
+            offer = self.measured(folder / EXPORTED, name, {}, None, quantised.plan.bits)
+            write_json_atomic(folder / OFFER, to_dict(offer))
+            self.log(f"made      {offer}")
+        return Candidate(offer=from_dict(Offer, read_file(folder / OFFER), str(folder)), folder=folder / EXPORTED)
+
     def measured(
         self,
         folder: Path,
@@ -117,8 +130,8 @@ class Workshop:
         ms = times.ms["small"]
         return Offer(
             name=name,
-            runtime=self.runtime,
-            precision=self.precision,
+            runtime="torch" if bits else self.runtime,
+            precision="fp32" if bits else self.precision,
             sizes=dict(sizes),
             bits=dict(bits or {}),
             predicted_ms=predicted_ms,

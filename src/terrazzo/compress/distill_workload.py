@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from terrazzo.compress.database import encoder_fingerprint
-from terrazzo.compress.distill import DistillConfig, answers_loss, check_pair, hidden_loss, relations_loss, tapped
+from terrazzo.compress.distill import (
+    DistillConfig,
+    Taps,
+    answers_loss,
+    check_pair,
+    hidden_loss,
+    relations_loss,
+    tapped,
+)
+from terrazzo.compress.taught import Taught
 from terrazzo.config import to_dict
 from terrazzo.errors import InputError
 from terrazzo.nn import forward_flops
@@ -35,11 +44,15 @@ class Distilled(Supervised):
     Args:
         config: options of the task's own loss.
         teacher: of the same task; moved to the batch's device, run without dropout and gradients.
+        remembered: bytes of what the teacher said that are kept, so that later passes over the rows need not ask again.
     """
 
-    def __init__(self, config: SupervisedConfig, teacher: TaskModel, options: DistillConfig) -> None:
+    def __init__(
+        self, config: SupervisedConfig, teacher: TaskModel, options: DistillConfig, remembered: int = 0
+    ) -> None:
         super().__init__(config)
         self.teacher, self.options = teacher.eval().requires_grad_(False), options
+        self.memory = Taught(teacher.task, remembered)
 
     @property
     def labels_alone(self) -> Supervised:
@@ -51,8 +64,7 @@ class Distilled(Supervised):
         options = self.options
         pairs = options.pairs(model.config, self.teacher.config)
         hidden, last = pairs if options.hidden else [], pairs[-1:] if options.relations else []
-        with torch.no_grad(), tapped(self.teacher.encoder, [b for _, b in hidden], [b for _, b in last]) as theirs:
-            taught = self.teacher.to(batch.device)(batch)
+        taught, theirs = self._taught(batch, [b for _, b in hidden], [b for _, b in last])
         with tapped(model.encoder, [a for a, _ in hidden], [a for a, _ in last]) as mine:
             outputs = model(batch)
         own = model.task.loss(outputs, batch, self.config)
@@ -68,6 +80,16 @@ class Distilled(Supervised):
             total = total + options.relations * own.weight * related
         return Loss(sum=total, weight=own.weight, logs=own.logs)
 
+    def _taught(self, batch: Packed, hidden: Sequence[int], qkv: Sequence[int]) -> tuple[Tensor, Taps]:
+        """The teacher's outputs, and what its blocks gave."""
+        known = self.memory.recall(batch)
+        if known is not None:
+            return known
+        with torch.no_grad(), tapped(self.teacher.encoder, hidden, qkv) as taps:
+            outputs = self.teacher.to(batch.device)(batch)
+        self.memory.keep(batch, outputs, taps)
+        return outputs, taps
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillWorkload:
@@ -75,11 +97,13 @@ class DistillWorkload:
 
     Args:
         inner: the task, its rows, and the student it begins with.
+        remembered: bytes of what the teacher said that are kept in memory, in fp16; see `Taught`.
     """
 
     inner: TaskWorkload
     teacher: TaskModel
     options: DistillConfig
+    remembered: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -124,7 +148,7 @@ class DistillStage(TaskStage):
         check_pair(workload.options, self.model.config, workload.teacher.config)
         teacher = copy.deepcopy(workload.teacher)
         self.rows.follow(teacher)
-        self.objective = Distilled(self.objective.config, teacher, workload.options)
+        self.objective = Distilled(self.objective.config, teacher, workload.options, workload.remembered)
 
     def flops(self, batches: Sequence[Packed]) -> float:
         """Those of the student's training, and of the teacher's forward passes."""

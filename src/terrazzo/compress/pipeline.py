@@ -27,13 +27,14 @@ from terrazzo.compress.latency import LatencyTable
 from terrazzo.compress.offers import GoalUnreachable, Offer
 from terrazzo.compress.plan import Plan, write_plan
 from terrazzo.compress.proof import PROOF, Claim, NotProved, Proof, prove_folder, write_proof
+from terrazzo.compress.quantise import BitPlan, Quantised, quantise, requantise
 from terrazzo.compress.recover import EFFORTS, Effort, RecoverConfig, recover
-from terrazzo.compress.report import Sketch, write_report
+from terrazzo.compress.report import REPORT, Sketch, write_report
 from terrazzo.compress.rows import Split, read_split
 from terrazzo.compress.search import Found, SearchOptions, level_errors, search_plan
 from terrazzo.compress.shrink import planned_config, stitch
 from terrazzo.compress.solver import Unreachable, choose_levels
-from terrazzo.compress.speed import PLAIN, Bench, Here, fastest
+from terrazzo.compress.speed import PLAIN, Bench, Here, fastest, without_answer
 from terrazzo.compress.statistics import collect, output_projections
 from terrazzo.compress.subject import Subject, batches, drop_of, open_subject, refuse_guessing
 from terrazzo.compress.timing import Times
@@ -42,7 +43,7 @@ from terrazzo.errors import InputError
 from terrazzo.runtime import Precision
 from terrazzo.runtime.building import installed
 from terrazzo.runtime.folder import RuntimeName
-from terrazzo.tasks.model import TaskModel, model_fingerprint, model_folder
+from terrazzo.tasks.model import TaskModel, load_task_model, model_fingerprint, model_folder
 from terrazzo.train.units import duration
 
 PLAN = "plan.json"
@@ -98,6 +99,14 @@ class Compressed:
     proof: Proof
     offers: tuple[Offer, ...]
     seconds: float
+
+    @property
+    def report(self) -> Path:
+        """The page about it."""
+        return self.folder / REPORT
+
+    def __str__(self) -> str:
+        return "\n".join(self.proof.lines())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,11 +304,41 @@ class Compression:
 
     def best_candidate(self) -> Candidate | None:
         """The cheapest rung of the ladder that reaches the goal on the rows to choose by."""
+        return self.few_bits() if self.target_ms is None else self.fewer_parts()
+
+    def few_bits(self) -> Candidate | None:
+        """A model as small as asked: the bits of every matrix by what they cost, then trained at those bits."""
+        assert self.goal.smaller is not None
+        budget = int(4 * sum(one.numel() for one in self.subject.model.parameters()) / self.goal.smaller)
+        documents = [without_answer(one) for one in self.subject.learn.flat[: self.effort.calibration]]
+        self.log(f"propose   bits of every matrix, {budget / 1e6:.1f} MB in all...")
+        try:
+            few = self.offer(
+                self.shop.packed(
+                    "bits",
+                    "mixed bits, one-shot",
+                    lambda: quantise(self.subject.model, list(batches(documents)), budget=budget),
+                )
+            )
+        except Unreachable as error:
+            self.log(
+                f"choose    {budget / 1e6:.1f} MB are asked, and {error.least / 1e6:.1f} MB is the least at 2 bits"
+            )
+            return None
+        if self._sure(few.offer):
+            return few
+        self.log("recover   learning back from the dense model, at these bits...")
+        plan = BitPlan(bits=few.offer.bits)
+        trained = self.offer(
+            self.shop.packed("bits-trained", "mixed bits, distilled", partial(self.rounded, few, plan))
+        )
+        return trained if trained.offer.meets(self.goal) else None
+
+    def fewer_parts(self) -> Candidate | None:
+        """A model as fast as asked: int8, then heads and units cut, then trained."""
         whole = self.offer(self.shop.candidate("whole", self.precision, lambda: self.subject.model))
         if whole.offer.fast_enough(self.goal) and whole.offer.small_enough(self.goal) and self._sure(whole.offer):
             return whole
-        if self.target_ms is None:
-            return None
         shot = self.one_shot(whole.offer)
         if shot is None or not (shot.offer.fast_enough(self.goal) and shot.offer.small_enough(self.goal)):
             return None
@@ -343,6 +382,19 @@ class Compression:
         return recover(
             self.subject, student, self.effort.recover, self.work / "recover", threads, self.asked.seed
         ).model
+
+    def rounded(self, few: Candidate, plan: BitPlan) -> Quantised[TaskModel]:
+        """The model of few bits after training at these bits."""
+        trained = recover(
+            self.subject,
+            load_task_model(few.folder).model,
+            self.effort.recover,
+            self.work / "recover-bits",
+            torch.get_num_threads(),
+            self.asked.seed,
+            plan,
+        )
+        return requantise(trained.model, plan)
 
     # prove
 
@@ -461,6 +513,7 @@ class Compression:
     def _plan_of(self, offer: Offer) -> Plan:
         return Plan(
             sizes=offer.sizes,
+            bits=offer.bits,
             runtime=offer.runtime,
             precision=offer.precision,
             target=self.goal,

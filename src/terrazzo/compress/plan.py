@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from pathlib import Path
 
 from terrazzo.compress.goal import Goal
@@ -21,6 +22,7 @@ class Plan:
 
     Args:
         sizes: structures that each site keeps, by its name (heads.0, units.0), as `stitch` takes them.
+        bits: of every matrix that is packed, by its name.
         target: what was asked for.
         predicted_ms: of a batch of documents of `lengths`, by the latency table of `machine`.
         threads: that the prediction is for.
@@ -29,6 +31,7 @@ class Plan:
     """
 
     sizes: dict[str, int]
+    bits: dict[str, int] = field(default_factory=dict)
     runtime: RuntimeName
     precision: Precision
     target: Goal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Literal
 
 from terrazzo.compress.distill import DistillConfig
 from terrazzo.compress.distill_workload import DistillWorkload
+from terrazzo.compress.quantise import BitPlan
+from terrazzo.compress.quantise.training import RoundedWorkload
 from terrazzo.compress.subject import Subject
 from terrazzo.config import config
 from terrazzo.errors import InputError, RunError
@@ -18,7 +21,10 @@ from terrazzo.tasks.model import TaskModel, load_task_model, save_task_model
 from terrazzo.tasks.training import TaskWorkload, tokenizer_file
 from terrazzo.train import Budget
 from terrazzo.train import train as train_run
+from terrazzo.train.workload import Workload
 
+#: Bytes of what the teacher said that are kept, of the memory that is free: a third, 4 GB at most.
+REMEMBERED = min(4 * 2**30, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 3)
 Effort = Literal["minutes", "hours"]
 
 
@@ -62,12 +68,19 @@ class Recovered:
 
 
 def recover(
-    subject: Subject, student: TaskModel, options: RecoverConfig, work: Path, threads: int | None, seed: int = 0
+    subject: Subject,
+    student: TaskModel,
+    options: RecoverConfig,
+    work: Path,
+    threads: int | None,
+    seed: int = 0,
+    bits: BitPlan | None = None,
 ) -> Recovered:
     """Train `student` on the rows to learn from with the dense model as its teacher; goes on where it was stopped.
 
     Args:
         work: a folder for the run; a finished run in it is read, not repeated.
+        bits: to train at.
 
     Raises:
         KeyboardInterrupt: stopped by a signal; the same call goes on.
@@ -99,7 +112,11 @@ def recover(
             batch_size=options.batch_size,
             initial=student,
         )
-        workload = DistillWorkload(inner=inner, teacher=subject.model, options=options.distill)
+        workload: Workload = DistillWorkload(
+            inner=inner, teacher=subject.model, options=options.distill, remembered=REMEMBERED
+        )
+        if bits is not None:
+            workload = RoundedWorkload(workload, bits)
         chosen = run_config(tuning, len(subject.learn.flat), tuning.lr[0], seed, str(run), Budget(steps=steps))
         resume = (run / "run.json").is_file()
         if train_run(chosen, workload=workload, resume=resume, hooks=log_metrics) is None:

@@ -136,7 +136,7 @@ def _refuse_few(task: Task, split: Split, drop: float, source: str, judging: str
             else f"about {int(needed / (1 - CHOOSING)) + 1:,} rows in --held-out"
         )
         raise InputError(
-            f"{judging or source}: {len(split.proof):,} rows are too few to prove a drop of at most {drop:g} points; at least "
-            f"{needed:,} are needed even if only {LEAST_CHANGED:.0%} of the answers change: give {more}, or allow a "
-            "larger --max-drop"
+            f"{judging or source}: {len(split.proof):,} rows are too few to prove a drop of at most {drop:g} points; "
+            f"at least {needed:,} are needed even if only {LEAST_CHANGED:.0%} of the answers change: give {more}, or "
+            "allow a larger --max-drop"
         )

@@ -80,7 +80,7 @@ class Bench:
     @cached_property
     def batch(self) -> Packed:
         """The timed batch, without answers."""
-        return collate([_asked(document) for document in self.documents])
+        return collate([without_answer(document) for document in self.documents])
 
     def conditions(self, runtime: RuntimeName, precision: Precision) -> Conditions:
         """What times of a runtime depend on, as latency tables have it."""
@@ -176,7 +176,7 @@ def _of_length(documents: list[Encoded], length: int) -> list[Encoded]:
     return [Encoded(ids=ids[first : first + length]) for first in range(0, len(ids) - length + 1, length)]
 
 
-def _asked(document: Encoded) -> Encoded:
+def without_answer(document: Encoded) -> Encoded:
     """A document without its answer."""
     return Encoded(
         ids=document.ids, token_types=document.token_types, positions=document.positions, problem=document.problem
