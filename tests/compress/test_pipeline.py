@@ -11,13 +11,16 @@ import pytest
 import torch
 
 import terrazzo
-from terrazzo.compress import pipeline
+from terrazzo.compress import cutting, pipeline
 from terrazzo.compress.goal import Goal
 from terrazzo.compress.latency import Curve, LatencyTable
+from terrazzo.compress.means import Means
 from terrazzo.compress.offers import GoalUnreachable, Offer, frontier, nearest
 from terrazzo.compress.pipeline import Asked, Compression
 from terrazzo.compress.proof import NotProved, prove, read_proof
+from terrazzo.compress.recover import RecoverConfig
 from terrazzo.compress.rows import split_rows
+from terrazzo.compress.search import SearchOptions
 from terrazzo.compress.sites import sites
 from terrazzo.compress.speed import Bench, Here
 from terrazzo.compress.timing import Times, TooNoisy
@@ -186,14 +189,12 @@ def test_an_interrupted_search_goes_on(made, tmp_path, monkeypatch) -> None:
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    real, goal = pipeline.recover, Goal(faster=5, drop=30.0)
+    goal = Goal(faster=5, drop=30.0)
     monkeypatch.setattr(pipeline.Compression, "_sure", lambda self, offer: False)
-    monkeypatch.setattr(pipeline, "recover", stopped)
+    monkeypatch.setattr(cutting, "recover", stopped)
     with pytest.raises(KeyboardInterrupt):
         compress(made, tmp_path / "out", goal)
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(pipeline, "recover", real)
-    monkeypatch.setattr(pipeline.Compression, "plan", None)
     monkeypatch.undo()
     monkeypatch.setattr(choice, "SECONDS", 0.01)
     monkeypatch.setattr(pipeline.Compression, "_sure", lambda self, offer: False)
@@ -204,6 +205,37 @@ def test_an_interrupted_search_goes_on(made, tmp_path, monkeypatch) -> None:
 
 
 SAVE = pipeline.Workshop.save
+
+
+def test_a_long_way_is_gone_in_rounds(made, tmp_path, monkeypatch) -> None:
+    quick = Means(
+        search=SearchOptions(starts=2, failures=1, evaluations=4),
+        loss_rows=50,
+        calibration=64,
+        recover=RecoverConfig(epochs=0.5),
+        gradual=1.6,
+    )
+    monkeypatch.setitem(pipeline.MEANS, "hours", quick)
+    monkeypatch.setattr(pipeline.Compression, "_sure", lambda self, offer: False)
+    done, lines = compress(made, tmp_path / "out", Goal(faster=3, drop=30.0), effort="hours")
+    said = [line for line in lines if "round" in line]
+    left = [int(re.search(r"([\d,]+) of [\d,]+ units", line)[1].replace(",", "")) for line in said]
+    assert len(said) == 3 and left == sorted(left, reverse=True) and len(set(left)) > 1
+    assert done.proof.proved and done.proof.speeds.faster >= 3
+
+
+def test_as_small_as_asked_by_few_bits(made, tmp_path) -> None:
+    done, _ = compress(made, tmp_path / "out", Goal(smaller=5, drop=10.0))
+    stored = sum((tmp_path / "out" / name).stat().st_size for name in ("model.packed.safetensors", "head.safetensors"))
+    dense = sum(parameter.numel() for parameter in terrazzo.load(made[0]).predictor.model.parameters())
+    assert (
+        done.proof.proved
+        and 4 * dense / stored == pytest.approx(done.proof.size.smaller)
+        and done.proof.size.smaller >= 5
+    )
+    texts = [text for text, _ in examples(64, 3)]
+    dense_said, said = (terrazzo.load(folder).predict(texts) for folder in (made[0], tmp_path / "out"))
+    assert sum(a.label == b.label for a, b in zip(dense_said, said, strict=True)) >= 60
 
 
 def test_a_noisy_machine_gets_no_proof_of_speed(made, tmp_path) -> None:

@@ -61,6 +61,14 @@ class Offer:
         )
 
 
+@config
+class Sketch:
+    """A one-shot model that was not made to run: its predicted speed and its drop on the rows to choose by."""
+
+    faster: float
+    drop: float
+
+
 class GoalUnreachable(RunError):
     """No model that was made reaches the goal.
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,26 +19,23 @@ import torch
 
 from terrazzo.checkpoint import atomic_folder
 from terrazzo.checkpoint.atomic import usable
-from terrazzo.compress import ziplm
 from terrazzo.compress.candidates import Candidate, Log, Workshop, refuse_other_files
-from terrazzo.compress.database import Database
+from terrazzo.compress.cutting import Cutter
 from terrazzo.compress.goal import Goal
 from terrazzo.compress.latency import LatencyTable
+from terrazzo.compress.means import MEANS
 from terrazzo.compress.offers import GoalUnreachable, Offer
 from terrazzo.compress.plan import Plan, write_plan
 from terrazzo.compress.proof import PROOF, Claim, NotProved, Proof, prove_folder, write_proof
 from terrazzo.compress.quantise import BitPlan, Quantised, quantise, requantise
-from terrazzo.compress.recover import EFFORTS, Effort, RecoverConfig, recover
+from terrazzo.compress.recover import Effort, recover
 from terrazzo.compress.report import REPORT, Sketch, write_report
 from terrazzo.compress.rows import Split, read_split
-from terrazzo.compress.search import Found, SearchOptions, level_errors, search_plan
-from terrazzo.compress.shrink import planned_config, stitch
-from terrazzo.compress.solver import Unreachable, choose_levels
+from terrazzo.compress.solver import Unreachable
 from terrazzo.compress.speed import PLAIN, Bench, Here, fastest, without_answer
-from terrazzo.compress.statistics import collect, output_projections
-from terrazzo.compress.subject import Subject, batches, drop_of, open_subject, refuse_guessing
+from terrazzo.compress.subject import Subject, batches, open_subject, refuse_guessing
 from terrazzo.compress.timing import Times
-from terrazzo.config import config, nearest, to_dict
+from terrazzo.config import nearest, to_dict
 from terrazzo.errors import InputError
 from terrazzo.runtime import Precision
 from terrazzo.runtime.building import installed
@@ -47,44 +44,6 @@ from terrazzo.tasks.model import TaskModel, load_task_model, model_fingerprint, 
 from terrazzo.train.units import duration
 
 PLAN = "plan.json"
-#: The share of the time asked for that a plan is made for, because predictions are a few percent off.
-MARGIN = 0.97
-#: Plans that are made until one is as fast as it was predicted to be, each aimed so much below what the last missed.
-_ATTEMPTS, _FURTHER = 3, 0.99
-#: Further factors whose one-shot drop is sketched, as shares of the way from int8 alone to the one asked for.
-_SKETCHED = (0.25, 0.5, 0.75)
-
-
-@config
-class Means:
-    """How much work a compression takes.
-
-    Args:
-        search: of plans; loss_rows: rows to choose by that judge one.
-        calibration: rows to learn from whose inputs weigh errors.
-        recover: training of what was cut.
-    """
-
-    search: SearchOptions
-    loss_rows: int
-    calibration: int
-    recover: RecoverConfig
-
-
-_EFFORTS: Mapping[Effort, Means] = {
-    "minutes": Means(
-        search=SearchOptions(starts=12, failures=6, evaluations=40),
-        loss_rows=300,
-        calibration=512,
-        recover=EFFORTS["minutes"],
-    ),
-    "hours": Means(
-        search=SearchOptions(starts=100, failures=50, evaluations=500),
-        loss_rows=1000,
-        calibration=2048,
-        recover=EFFORTS["hours"],
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +119,8 @@ def compress(
         NotProved: the model is in `out`, and its proof does not show the goal, or was withheld on a noisy machine.
         TooNoisy: the machine does too much else for a plan to be made.
     """
-    if effort not in _EFFORTS:
-        raise InputError(f"effort {effort!r}: {nearest(effort, _EFFORTS)}")
+    if effort not in MEANS:
+        raise InputError(f"effort {effort!r}: {nearest(effort, MEANS)}")
     asked = Asked(
         model=str(model),
         data=str(data),
@@ -185,7 +144,7 @@ class Compression:
 
     def __init__(self, asked: Asked, log: Log, bench: Callable[[Subject, Here], Bench] = Bench) -> None:
         self.asked, self.goal, self.log, self.began = asked, asked.goal, log, time.perf_counter()
-        self.effort = _EFFORTS[asked.effort]
+        self.means = MEANS[asked.effort]
         source = open_subject(asked.model)
         assert source.task is not None
         task = source.task.model.task
@@ -258,15 +217,6 @@ class Compression:
         self.log(f"propose   what heads and units cost in {self.shop.runtime} {self.precision} on this machine...")
         return self.bench.table(self.shop.runtime, self.precision)
 
-    @cached_property
-    def database(self) -> Database:
-        """Every size of every site with the weights that make up for what is cut."""
-        self.log("propose   heads and units to cut, by ZipLM...")
-        encoder = self.subject.encoder
-        documents = self.subject.learn.flat[: self.effort.calibration]
-        found = collect(encoder, batches(documents), output_projections(encoder.config), self.subject.select)
-        return ziplm.database(encoder, found.grams)
-
     # choose
 
     @property
@@ -276,32 +226,6 @@ class Compression:
             return self.goal.under_ms
         return None if self.goal.faster is None else self.times.ms[self.fp32] / self.goal.faster
 
-    def plan(self, target_ms: float, whole_ms: float) -> Found:
-        """The best sizes that the table says run in `target_ms`, where the uncut model takes `whole_ms`."""
-        table = self.table
-        errors = level_errors(self.database)
-        budget = table.budget(table.dense_ms * target_ms / whole_ms)
-
-        def loss(sizes: Mapping[str, int]) -> float:
-            return self.subject.loss(self.cut(sizes), self.effort.loss_rows)
-
-        state = self.work / f"search-{target_ms:.4f}.json"
-        return search_plan(
-            errors,
-            table.prices(errors),
-            budget,
-            loss,
-            seed=self.asked.seed,
-            options=self.effort.search,
-            state=state,
-        )
-
-    # apply
-
-    def cut(self, sizes: Mapping[str, int]) -> TaskModel:
-        """The model with these sizes, not trained."""
-        return self.subject.with_encoder(stitch(self.subject.encoder, self.database, sizes))
-
     def best_candidate(self) -> Candidate | None:
         """The cheapest rung of the ladder that reaches the goal on the rows to choose by."""
         return self.few_bits() if self.target_ms is None else self.fewer_parts()
@@ -310,7 +234,7 @@ class Compression:
         """A model as small as asked: the bits of every matrix by what they cost, then trained at those bits."""
         assert self.goal.smaller is not None
         budget = int(4 * sum(one.numel() for one in self.subject.model.parameters()) / self.goal.smaller)
-        documents = [without_answer(one) for one in self.subject.learn.flat[: self.effort.calibration]]
+        documents = [without_answer(one) for one in self.subject.learn.flat[: self.means.calibration]]
         self.log(f"propose   bits of every matrix, {budget / 1e6:.1f} MB in all...")
         try:
             few = self.offer(
@@ -339,56 +263,28 @@ class Compression:
         whole = self.offer(self.shop.candidate("whole", self.precision, lambda: self.subject.model))
         if whole.offer.fast_enough(self.goal) and whole.offer.small_enough(self.goal) and self._sure(whole.offer):
             return whole
-        shot = self.one_shot(whole.offer)
+        assert self.target_ms is not None
+        cutter = Cutter(
+            self.subject, self.shop, self.table, whole.offer, self.means, self.work, self.asked.seed, self._detail
+        )
+        cutter.offers += self.offers
+        self.offers, self.sketches = cutter.offers, cutter.sketches
+        shot = cutter.one_shot(self.target_ms)
         if shot is None or not (shot.offer.fast_enough(self.goal) and shot.offer.small_enough(self.goal)):
             return None
         if self._sure(shot.offer):
             return shot
-        self.log("recover   learning back from the dense model...")
-        sizes, name = shot.offer.sizes, f"ZipLM, {self.precision}, distilled"
-        predicted = shot.offer.predicted_ms
-        trained = self.offer(self.shop.candidate("recovered", name, lambda: self.recovered(sizes), sizes, predicted))
+        trained = cutter.trained(self.target_ms, shot)
         return trained if trained.offer.meets(self.goal) else None
 
-    def one_shot(self, whole: Offer) -> Candidate | None:
-        """A cut model that is as fast as asked, not trained; where a plan misses by a prediction's error, one that is
-        cut a little more. None where no cut is enough."""
-        assert self.target_ms is not None
-        aimed, shot = self.target_ms * MARGIN, None
-        for attempt in range(_ATTEMPTS):
-            try:
-                found = self.plan(aimed, whole.ms)
-            except Unreachable as error:
-                self._say_floor(error, whole.ms)
-                return shot
-            predicted = whole.ms * self._share(found.sizes)
-            self.log(f"choose    {self._describe(found.sizes)}; predicted {predicted:.2f} ms")
-            if attempt == 0:
-                self.sketch(whole, found)
-            name, sizes = f"ZipLM, {self.precision}, one-shot", found.sizes
-            shot = self.offer(
-                self.shop.candidate(f"oneshot-{attempt}", name, partial(self.cut, sizes), sizes, predicted)
-            )
-            if shot.offer.fast_enough(self.goal):
-                return shot
-            aimed *= self.target_ms / shot.offer.ms * _FURTHER
-        return shot
-
     # recover
-
-    def recovered(self, sizes: Mapping[str, int]) -> TaskModel:
-        """The cut model after training."""
-        student, threads = self.cut(sizes), torch.get_num_threads()
-        return recover(
-            self.subject, student, self.effort.recover, self.work / "recover", threads, self.asked.seed
-        ).model
 
     def rounded(self, few: Candidate, plan: BitPlan) -> Quantised[TaskModel]:
         """The model of few bits after training at these bits."""
         trained = recover(
             self.subject,
-            load_task_model(few.folder).model,
-            self.effort.recover,
+            lambda: load_task_model(few.folder).model,
+            self.means.recover,
             self.work / "recover-bits",
             torch.get_num_threads(),
             self.asked.seed,
@@ -438,30 +334,6 @@ class Compression:
         self.offers.append(candidate.offer)
         return candidate
 
-    def sketch(self, whole: Offer, found: Found) -> None:
-        """One-shot models between int8 alone and the goal, by the coefficients of the plan for the goal: their drop as
-        measured, their speed as predicted."""
-        assert self.target_ms is not None
-        fp32, rows = self.times.ms[self.fp32], self.subject.choose.examples
-        for share in _SKETCHED:
-            sizes = self._sizes_at(whole.ms + share * (self.target_ms - whole.ms), whole.ms, found.coefficients)
-            said = self.subject.answers(rows, self.cut(sizes))
-            drop = drop_of(self.subject.task, rows, self.shop.dense_answers, said)
-            predicted = fp32 / (whole.ms * self._share(sizes))
-            self.sketches.append(Sketch(faster=predicted, drop=drop.points))
-            self._detail(f"sketched  {predicted:.2f}x as fast (predicted): {drop.points:+.2f} points lost, one-shot")
-
-    def _sizes_at(self, target_ms: float, whole_ms: float, coefficients: Sequence[float]) -> dict[str, int]:
-        """The sizes that run in `target_ms` by the table, at least error weighed by the coefficients of the sites."""
-        errors, table = level_errors(self.database), self.table
-        prices = table.prices(errors)
-        weighed = [
-            [weight * error for _, error in errors[site]] for site, weight in zip(errors, coefficients, strict=True)
-        ]
-        budget = table.budget(table.dense_ms * target_ms / whole_ms)
-        levels = choose_levels(weighed, list(prices.values()), budget)
-        return {site: errors[site][level][0] for site, level in zip(errors, levels, strict=True)}
-
     # what a person reads
 
     def _say_rows(self) -> None:
@@ -481,30 +353,10 @@ class Compression:
             f"cut would take {floor:.0%} of its uncut time; nothing was made"
         )
 
-    def _say_floor(self, error: Unreachable, whole_ms: float) -> None:
-        table = self.table
-        least = whole_ms * (table.remainder_ms + error.least) / table.dense_ms
-        self.log(
-            f"choose    {self.target_ms:.2f} ms are asked, and {least:.2f} ms is the least that cutting can reach: "
-            "what is left of the model without any heads and units"
-        )
-
     def _advice(self) -> str:
         if self.asked.effort == "minutes":
             return "--effort hours trains longer"
         return ""
-
-    def _describe(self, sizes: Mapping[str, int]) -> str:
-        shape = planned_config(self.database, sizes)
-        heads = sum(len(shape.layer_heads(layer)) for layer in range(shape.depth))
-        units = sum(shape.layer_mlp_width(layer) for layer in range(shape.depth))
-        return (
-            f"{heads} of {shape.depth * shape.num_heads} heads and {units:,} of {shape.depth * shape.mlp_width:,} units"
-        )
-
-    def _share(self, sizes: Mapping[str, int]) -> float:
-        """Predicted time as a share of the uncut model's."""
-        return self.table.predict(planned_config(self.database, sizes)) / self.table.dense_ms
 
     def _sure(self, offer: Offer) -> bool:
         """Whether training is not needed: the drop is below the goal even at the end of its interval."""
@@ -525,7 +377,7 @@ class Compression:
         )
 
     def _detail(self, line: str) -> None:
-        self.log(line if line.startswith(("made", "sketched")) else f"          {line}")
+        self.log(line if line.startswith(("made", "sketched", "choose", "propose", "recover")) else f"          {line}")
 
     def _key(self) -> str:
         """Of all that the work depends on; other work lies beside it."""

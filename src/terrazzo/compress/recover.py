@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -69,14 +69,14 @@ class Recovered:
 
 def recover(
     subject: Subject,
-    student: TaskModel,
+    student: Callable[[], TaskModel],
     options: RecoverConfig,
     work: Path,
     threads: int | None,
     seed: int = 0,
     bits: BitPlan | None = None,
 ) -> Recovered:
-    """Train `student` on the rows to learn from with the dense model as its teacher; goes on where it was stopped.
+    """Train what `student` makes on the rows to learn from, the dense model its teacher; goes on where it was stopped.
 
     Args:
         work: a folder for the run; a finished run in it is read, not repeated.
@@ -91,8 +91,7 @@ def recover(
     if not (run / "model").is_dir():
         start = work / "student"
         if not start.is_dir():
-            _save(subject, student, start)
-        student = load_task_model(start).model  # what an interrupted run began with
+            _save(subject, student(), start)
         tuning = FinetuneConfig(
             model=str(start),
             out=str(run),
@@ -110,7 +109,7 @@ def recover(
             dev=subject.choose,
             max_len=subject.loaded.max_len,
             batch_size=options.batch_size,
-            initial=student,
+            initial=load_task_model(start).model,  # what an interrupted run began with
         )
         workload: Workload = DistillWorkload(
             inner=inner, teacher=subject.model, options=options.distill, remembered=REMEMBERED

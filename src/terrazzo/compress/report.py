@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
 from terrazzo.compress.goal import Goal
-from terrazzo.compress.offers import Offer
+from terrazzo.compress.offers import Offer, Sketch
 from terrazzo.compress.proof import Proof
 from terrazzo.provenance import write_text_atomic
 from terrazzo.train.report.charts import Figure, Series, XAxis, chart, columns
@@ -19,14 +18,6 @@ from terrazzo.train.report.markup import Child, Html, aside, facts, join, page, 
 from terrazzo.train.units import significant
 
 REPORT = "report.html"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sketch:
-    """A one-shot model that was not made to run: its predicted speed and its drop on the rows to choose by."""
-
-    faster: float
-    drop: float
 
 
 def write_report(
