@@ -10,17 +10,24 @@ from terrazzo.compress.quantise.quantise import (
     save_packed,
     write_packed,
 )
+from terrazzo.compress.quantise.spectrum import omega, sensitivity, top_eigenvalue
+from terrazzo.compress.quantise.training import RoundedWorkload, Rounding
 
 __all__ = [
     "BitPlan",
     "Quantised",
     "QuantiseOptions",
+    "RoundedWorkload",
+    "Rounding",
     "choose_bits",
     "mean_bits",
+    "omega",
     "packed_bytes",
     "quantise",
     "requantise",
     "save_packed",
+    "sensitivity",
+    "top_eigenvalue",
     "uniform_plan",
     "weights_of",
     "write_packed",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from terrazzo.checkpoint.packing import PackedTensor
 from terrazzo.compress.quantise.plan import BitPlan, Model, full_name, packed_bytes, payloads
@@ -40,11 +41,13 @@ def choose_bits(
     sensitivity: Mapping[str, float],
     budget: int,
     group: int,
+    power: float = 1.0,
 ) -> BitPlan:
     """The bits of each matrix at least total cost, error times sensitivity, within `budget` bytes of weights.
 
     Args:
         levels: bits to choose from, by name; errors: of each of them.
+        power: of error times sensitivity: 1 for independent errors, 0.5 for errors that add up before they are squared.
 
     Raises:
         InputError: a matrix without a sensitivity.
@@ -58,7 +61,7 @@ def choose_bits(
     largest = BitPlan(bits={name: max(own) for name, own in levels.items()}, group=group)
     prices = {name: payloads(model, largest, tuple(own))[name] for name, own in levels.items()}
     beside = packed_bytes(model, largest) - sum(max(own) for own in prices.values())
-    costs = [[sensitivity[name] * error for error in errors[name]] for name in levels]
+    costs = [[(sensitivity[name] * error) ** power for error in errors[name]] for name in levels]
     try:
         chosen = choose_levels(costs, [prices[name] for name in levels], max(0, budget - beside), _BUCKETS)
     except Unreachable as error:
@@ -89,10 +92,43 @@ def measured_sensitivity(
         kept = {key: state[key].clone() for key in replaced}
         for key, tensor in replaced.items():
             state[key].copy_(tensor)
-        moved = sum(
-            float((probe(batch).float() - old).square().sum()) for batch, old in zip(batches, before, strict=True)
-        )
+        moved = _moved(probe, batches, before)
         for key, tensor in kept.items():
             state[key].copy_(tensor)
         found[name] = moved / candidate.output_error if candidate.output_error > 0 else 0.0
     return found
+
+
+@torch.no_grad()
+def outputs_moved(model: Model, other: Model, batches: Sequence[Packed]) -> float:
+    """The squared distance between two models' outputs, summed, without dropout."""
+    with evaluating(model, other):
+        return _moved(other, batches, [model(batch).float() for batch in batches])
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Dropout off; afterwards every module is in the mode that it was in."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def first_tokens(batches: Sequence[Packed], tokens: int) -> list[Packed]:
+    """The first batches, one at least, with no more than so many tokens together."""
+    taken: list[Packed] = []
+    for batch in batches:
+        tokens -= batch.num_tokens
+        if taken and tokens < 0:
+            break
+        taken.append(batch)
+    return taken
+
+
+def _moved(model: Model, batches: Sequence[Packed], before: Sequence[Tensor]) -> float:
+    return sum(float((model(batch).float() - old).square().sum()) for batch, old in zip(batches, before, strict=True))

@@ -94,10 +94,24 @@ def _fitted(groups_BGW: Tensor, counts_GW: Tensor, bits: int, fit: Fit) -> Tenso
 
 
 def _from_ends(lowest: Tensor, highest: Tensor, bits: int) -> Tensor:
-    start = lowest.half()
-    reach = highest - start.float()
-    reach = reach.where(reach > _CONSTANT * torch.maximum(start.float().abs(), highest.abs()), 0)
-    return torch.stack([(reach / ((1 << bits) - 1)).half(), start], dim=-1)
+    """The grid whose first and last code are the ends; its own ends give the same grid once more."""
+    most = (1 << bits) - 1
+    start = _not_below(lowest)
+    reach = (highest - start.float()).clamp_min(0)
+    step = (reach / most).half()
+    # Among fp16's smallest numbers a step that is rounded up may leave the last code unused: take the next one down.
+    unused = (step > 0) & ((reach / step.float()).round() < most)
+    step = torch.where(unused, (step.view(torch.int16) - 1).view(torch.float16), step)
+    covered = most * step.float()
+    size = torch.maximum(start.float().abs(), (start.float() + covered).abs())
+    return torch.stack([step.where(covered > _CONSTANT * size, 0), start], dim=-1)
+
+
+def _not_below(values: Tensor) -> Tensor:
+    """The least fp16 numbers that are not below these, so that the first code is used."""
+    half = values.half()
+    next_one = (half.view(torch.int16) + torch.where(half < 0, -1, 1).to(torch.int16)).view(torch.float16)
+    return torch.where(half.float() < values, next_one, half)
 
 
 def _error(groups_BGW: Tensor, grid_BG2: Tensor, counts_GW: Tensor, bits: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from terrazzo.checkpoint import atomic_folder, write_model
 from terrazzo.checkpoint.packing import PackedTensor
-from terrazzo.compress.quantise.bits import Candidate, choose_bits, measured_sensitivity
+from terrazzo.compress.quantise.bits import Candidate, choose_bits, first_tokens, measured_sensitivity, outputs_moved
 from terrazzo.compress.quantise.grids import Fit, nearest
 from terrazzo.compress.quantise.plan import (
     LEVELS,
@@ -38,6 +38,8 @@ from terrazzo.packed import Packed
 from terrazzo.tasks.model import TaskModel, write_task_model
 
 M = TypeVar("M", bound=Model)
+#: Of what a level costs, see `choose_bits`.
+_POWERS = (1.0, 0.75, 0.5)
 
 
 @config
@@ -51,6 +53,7 @@ class QuantiseOptions:
         rounding: "inputs" makes up for errors by what the matrices' inputs are like and corrects biases, and needs
             calibration batches; "nearest" needs none.
         damp: of the inputs' second moments, see `compensated`.
+        probe_tokens: calibration tokens that models are compared on when bits are chosen, at least a batch.
     """
 
     levels: tuple[int, ...] = LEVELS
@@ -59,6 +62,7 @@ class QuantiseOptions:
     rounding: Literal["inputs", "nearest"] = "inputs"
     head_bits: int = 8
     damp: float = 0.01
+    probe_tokens: int = 2048
 
     def __post_init__(self) -> None:
         if not self.levels or not all(1 <= bits <= 8 for bits in (*self.levels, self.head_bits)) or self.group < 0:
@@ -101,7 +105,8 @@ def quantise(
     Args:
         batches: calibration texts like those to come, some hundreds of documents, without labels.
         bits: of every matrix, or a plan by name.
-        budget: bytes of the files of weights; the bits are then chosen matrix by matrix, at least total cost.
+        budget: bytes of the files of weights; the bits are then chosen matrix by matrix at least total cost, in a few
+            ways, of which the one is taken whose outputs move least.
         sensitivity: what a squared error in each matrix costs, by the names of `weights_of` (`spectrum.sensitivity`);
             None measures it: each matrix alone is rounded, and the model's outputs on `batches` are compared.
 
@@ -120,16 +125,12 @@ def quantise(
         return _assembled(model, plan, chosen)
     assert budget is not None
     tables = _tables(model, options, inputs)
-    if sensitivity is None:
-        sensitivity = measured_sensitivity(
-            model, {name: levels[0] for name, levels in tables.items()}, _needed(batches)
-        )
-        errors = {name: [level.output_error for level in levels] for name, levels in tables.items()}
-    else:
-        errors = {name: [level.squared_error for level in levels] for name, levels in tables.items()}
-    own_bits = {name: [level.packed.bits for level in levels] for name, levels in tables.items()}
-    plan = choose_bits(model, own_bits, errors, sensitivity, budget, options.group)
-    return _assembled(model, plan, {n: next(c for c in tables[n] if c.packed.bits == b) for n, b in plan.bits.items()})
+    plans = _plans(model, tables, batches, budget, options, sensitivity)
+    made = [_assembled(model, plan, _at(tables, plan)) for plan in plans]
+    if len(made) == 1 or not batches:
+        return made[0]
+    judging = first_tokens(batches, options.probe_tokens)
+    return min(made, key=lambda one: outputs_moved(model, one.model, judging))
 
 
 def requantise(model: M, plan: BitPlan) -> Quantised[M]:
@@ -230,6 +231,33 @@ def _candidate(model: Model, name: str, bits: int, group: int, options: Quantise
     output = float((off_OI @ gram_II * off_OI).sum())
     moved_O = None if bias_O is None else (bias_O.double() - off_OI @ moments.mean_F).float()
     return Candidate(packed, moved_O, float(off_OI.square().sum()), output)
+
+
+def _plans(
+    model: Model,
+    tables: Mapping[str, Sequence[Candidate]],
+    batches: Sequence[Packed],
+    budget: int,
+    options: QuantiseOptions,
+    sensitivity: Mapping[str, float] | None,
+) -> list[BitPlan]:
+    """Different choices of bits within a budget, at least one: costs add up as if errors were independent, or as if
+    they were all alike, when they add up before they are squared."""
+    if sensitivity is None:
+        probes = {name: own[len(own) // 3] for name, own in tables.items()}
+        sensitivity = measured_sensitivity(model, probes, first_tokens(_needed(batches), options.probe_tokens))
+        errors = {name: [level.output_error for level in own] for name, own in tables.items()}
+    else:
+        errors = {name: [level.squared_error for level in own] for name, own in tables.items()}
+    levels = {name: [level.packed.bits for level in own] for name, own in tables.items()}
+    plans = [choose_bits(model, levels, errors, sensitivity, budget, options.group, power=power) for power in _POWERS]
+    uniform = [uniform_plan(model, bits, options.group, options.head_bits) for bits in sorted(options.levels)]
+    fitting = [plan for plan in uniform if packed_bytes(model, plan) <= budget]
+    return list({tuple(plan.bits.items()): plan for plan in [*plans, *fitting[-1:]]}.values())
+
+
+def _at(tables: Mapping[str, Sequence[Candidate]], plan: BitPlan) -> dict[str, Candidate]:
+    return {name: next(one for one in tables[name] if one.packed.bits == bits) for name, bits in plan.bits.items()}
 
 
 def _tables(model: Model, options: QuantiseOptions, inputs: _Inputs) -> dict[str, list[Candidate]]:
