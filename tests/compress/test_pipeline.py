@@ -236,6 +236,8 @@ def test_as_small_as_asked_by_few_bits(made, tmp_path) -> None:
     texts = [text for text, _ in examples(64, 3)]
     dense_said, said = (terrazzo.load(folder).predict(texts) for folder in (made[0], tmp_path / "out"))
     assert sum(a.label == b.label for a, b in zip(dense_said, said, strict=True)) >= 60
+    with pytest.raises(InputError, match="few bits"):
+        compress((tmp_path / "out", *made[1:]), tmp_path / "again", Goal(smaller=5, drop=10.0))
 
 
 def test_a_noisy_machine_gets_no_proof_of_speed(made, tmp_path) -> None:

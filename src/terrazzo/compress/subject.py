@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from terrazzo.checkpoint.folder import PACKED_WEIGHTS
 from terrazzo.compress.rows import Split, refuse_unknown
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder
@@ -130,7 +131,7 @@ class Subject:
         return LabelledRows.usable(rows, given)
 
 
-def open_subject(model: str | Path, split: Split | None = None) -> Source:
+def open_subject(model: str | Path) -> Source:
     """A model folder that can be compressed.
 
     Raises:
@@ -140,6 +141,11 @@ def open_subject(model: str | Path, split: Split | None = None) -> Source:
     config = source.encoder.config
     if source.task is None:
         raise InputError(f"{source.folder}: a model without the head of a task: {HOW_TO_FINETUNE}")
+    if (source.folder / PACKED_WEIGHTS).is_file():
+        raise InputError(
+            f"{source.folder}: is compressed already (its weights have few bits): compress the model that it was made "
+            "from"
+        )
     if config.kept_heads is not None or config.mlp_widths is not None:
         heads = sum(len(config.layer_heads(layer)) for layer in range(config.depth))
         units = sum(config.layer_mlp_width(layer) for layer in range(config.depth))
