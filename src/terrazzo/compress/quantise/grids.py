@@ -57,7 +57,7 @@ def grid(
     """Step and lowest value of every group, fp16 `(O, G, 2)`.
 
     Args:
-        fit: "range" runs from the smallest to the largest entry (Q-BERT, Eq. 3); "error" looks for the grid with the
+        fit: "range" runs from the smallest to the largest entry, as Q-BERT's (arXiv 1909.05840); "error" looks for the grid with the
             least squared error: narrower ranges, then least squares on the codes that they give.
 
     Raises:

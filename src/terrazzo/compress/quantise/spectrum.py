@@ -74,7 +74,7 @@ def top_eigenvalue(
     Args:
         starts: random vectors to begin from: one alone can lie across the direction that is looked for.
 
-    Reference: Q-BERT (arXiv 1909.05840), section 3.1 and algorithm 1 in its appendix, from one start.
+    Reference: power iteration with Hessian-vector products, as Q-BERT (arXiv 1909.05840) uses it from one start.
     """
     generator = torch.Generator().manual_seed(seed)
     found = [_iterated(product, _normal(weights, generator), steps, tolerance) for _ in range(starts)]
@@ -102,7 +102,7 @@ def traces(
 ) -> tuple[list[float], list[float]]:
     """The trace of the Hessian's part of every weight, and the standard error of each.
 
-    Reference: Hutchinson's estimator with random signs, as HAWQ-V2 (arXiv 1911.03852), algorithm 1, uses it.
+    Reference: Hutchinson's estimator with random signs, as HAWQ-V2 (arXiv 1911.03852) uses it.
     """
     assert probes >= 2, probes
     generator = torch.Generator().manual_seed(seed)
@@ -117,13 +117,18 @@ def traces(
 def omega(eigenvalues: Sequence[float]) -> float:
     """Q-BERT's sensitivity: |mean| + standard deviation of the top eigenvalues over shares of the data.
 
-    Reference: Q-BERT (arXiv 1909.05840), Eq. 2 of section 3.1.
+    Reference: Q-BERT (arXiv 1909.05840), its sensitivity metric for mixed precision.
     """
     return abs(fmean(eigenvalues)) + pstdev(eigenvalues)
 
 
 def sensitivity(
-    model: TaskModel, shares: Iterable[Sequence[Packed]], options: SupervisedConfig | None = None, *, seed: int = 0
+    model: TaskModel,
+    shares: Iterable[Sequence[Packed]],
+    options: SupervisedConfig | None = None,
+    *,
+    seed: int = 0,
+    starts: int = 2,
 ) -> dict[str, float]:
     """Omega of every matrix that can be packed: that of its layer, all of whose weights are one block.
 
@@ -142,7 +147,7 @@ def sensitivity(
         for layer, names in layers.items():
             own = [weights[name] for name in names]
             with eager(model), hessian(partial(task_loss, model, batches, options), own) as product:
-                found[layer].append(top_eigenvalue(product, own, seed=seed))
+                found[layer].append(top_eigenvalue(product, own, seed=seed, starts=starts))
     if not found[next(iter(layers))]:
         raise InputError("sensitivity: there is no share of the data to measure on")
     return {name: omega(found[layer]) for layer, names in layers.items() for name in names}

@@ -28,7 +28,7 @@ from terrazzo.train.workload import StageStart, StageWork, Workload
 def straight_through(weight_OI: Tensor, bits: int, group: int) -> Tensor:
     """A matrix rounded to its groups' grids; gradients pass as if it were not.
 
-    Reference: Q-BERT (arXiv 1909.05840), Eq. 3 and 4 and the straight-through estimator after them.
+    Reference: Q-BERT (arXiv 1909.05840), its uniform quantiser and straight-through estimator.
     """
     rounded_OI = nearest(weight_OI.detach(), bits, group).values().to(weight_OI)
     return rounded_OI + (weight_OI - weight_OI.detach())
