@@ -57,11 +57,13 @@ def grid(
     """Step and lowest value of every group, fp16 `(O, G, 2)`.
 
     Args:
-        fit: "range" runs from the smallest to the largest entry, as Q-BERT's (arXiv 1909.05840); "error" looks for the grid with the
-            least squared error: narrower ranges, then least squares on the codes that they give.
+        fit: "range" runs from the smallest to the largest entry, as Q-BERT's grids do; "error" looks for the grid with
+            the least squared error: narrower ranges, then least squares on the codes that they give.
 
     Raises:
         InputError: weights beyond fp16.
+
+    Reference: Q-BERT (arXiv 1909.05840), its uniform quantiser and its groups.
     """
     columns = weight_OI.shape[1]
     width = group or columns
