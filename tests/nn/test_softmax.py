@@ -107,8 +107,8 @@ def test_weights_fall_out_after_clipping() -> None:
     layer, batch, x_TD = Attention(config, 0), packed(), torch.randn(63, 16)
     context = AttentionContext.of(batch, config, None)
     torch.manual_seed(0)
-    mean = torch.stack([layer.train()(x_TD, context) for _ in range(400)]).mean(0)
-    assert_close(mean, layer.eval()(x_TD, context), rtol=0.1, atol=0.1)
+    mean = torch.stack([layer.train()(x_TD, context) for _ in range(150)]).mean(0)
+    assert_close(mean, layer.eval()(x_TD, context), rtol=0.15, atol=0.15)
     assert not torch.equal(layer.train()(x_TD, context), layer(x_TD, context))
 
 

@@ -1,5 +1,6 @@
 """Smaller and faster models: what to cut, at which price, and the proof."""
 
+from terrazzo.compress.binary import binarise, pack_binary
 from terrazzo.compress.database import Database, Level, encoder_fingerprint
 from terrazzo.compress.distill import DistillConfig
 from terrazzo.compress.distill_workload import DistillWorkload
@@ -53,6 +54,7 @@ __all__ = [
     "TooNoisy",
     "Unreachable",
     "Wanted",
+    "binarise",
     "choose_levels",
     "collect",
     "compare",
@@ -70,6 +72,7 @@ __all__ = [
     "measure_outliers",
     "obert",
     "output_projections",
+    "pack_binary",
     "planned_config",
     "prune_layerwise",
     "pseudo_perplexities",

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from terrazzo.errors import InputError
 from terrazzo.nn.backends import BACKENDS, ExplicitBackend, default_backend
+from terrazzo.nn.binary import binary_activation, linear_classes
 from terrazzo.nn.config import EncoderConfig
 from terrazzo.nn.gate import AttentionGate
-from terrazzo.nn.linear import Linear, StackedLinear
 from terrazzo.nn.positions import alibi_slopes, rotate, rotations
 from terrazzo.nn.softmax import Weigh, weighing
 from terrazzo.packed import Packed
@@ -67,8 +67,8 @@ class AttentionContext:
             return backend.attend(qkv_T3NH, plan, dropout)
         if not isinstance(backend, ExplicitBackend):
             raise InputError(
-                f"backend {self.backend!r} fuses the softmax, and this model has another one (softmax_gamma, "
-                "softmax_zeta): leave the backend out, or take 'reference'"
+                f"backend {self.backend!r} fuses the softmax, and this model has another one or none "
+                "(softmax_gamma, softmax_zeta, binary): leave the backend out, or take 'reference'"
             )
         return backend.attend_explicitly(qkv_T3NH, plan, dropout, weigh)
 
@@ -80,12 +80,13 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.head_width = config.layer_heads(layer), config.head_width
         inner = self.num_heads * self.head_width
-        self.qkv = StackedLinear(config.width, inner, 3, bias=config.attention_bias)
+        linear, stacked = linear_classes(config)
+        self.qkv = stacked(config.width, inner, 3, bias=config.attention_bias)
         self.gate = None if config.attention_gate is None else AttentionGate(config, layer)
-        self.out = Linear(inner, config.width, bias=config.attention_bias)
+        self.out = linear(inner, config.width, bias=config.attention_bias)
         self.window = config.layer_window(layer)
         self.theta = _layer_theta(config, layer)
-        self.dropout, self.weigh = config.attention_dropout, weighing(config)
+        self.dropout, self.weigh, self.binary = config.attention_dropout, weighing(config), config.binary
 
     @property
     def num_heads(self) -> int:
@@ -101,6 +102,8 @@ class Attention(nn.Module):
             cos_TH, sin_TH = context.rotation(self.head_width, self.theta)
             turned = rotate(qkv_T3NH[:, :2], cos_TH, sin_TH)
             qkv_T3NH = torch.cat((turned, qkv_T3NH[:, 2:]), dim=1)
+        if self.binary:
+            qkv_T3NH = binary_activation(qkv_T3NH)
         dropout = self.dropout if self.training else 0.0
         mixed_TD = context.attend(qkv_T3NH, self.window, self.heads, dropout, self.weigh)
         if select_M is not None:

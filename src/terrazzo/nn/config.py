@@ -38,6 +38,9 @@ class EncoderConfig:
             linear map a head, or an MLP a quarter of the head wide; None means no gate.
         gate_init: how far gates are open at first, between 0 and 1; gate_scaled: divide gates by it and begin with
             weights of zero, so that they change nothing at first, as a trained model needs it.
+        binary: weights and inputs of the blocks' matrices, queries, keys and values are signs, and attention is 0 or 1
+            (BiBERT); simulated in floats, trained through real weights. Norms, biases and embeddings stay real.
+        binary_embeddings: with it, token embeddings too are binary, a scale a row; positions and segments stay real.
         low_precision_norm: in bf16 compute the norms in bf16 as MosaicBERT does; False computes them in fp32.
         attention_bias, mlp_in_bias, mlp_out_bias, norm_bias, head_dense_bias, head_bias: which terms exist.
         embedding_norm: a norm after the embeddings; final_norm: one after the last block (pre-norm models).
@@ -69,6 +72,8 @@ class EncoderConfig:
     attention_gate: GateKind | None = None
     gate_init: float = 0.5
     gate_scaled: bool = False
+    binary: bool = False
+    binary_embeddings: bool = False
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-12
     norm_placement: Literal["post", "pre"] = "post"
@@ -133,6 +138,10 @@ class EncoderConfig:
             )
         if not 1 <= self.softmax_zeta < 2:
             raise InputError(f"softmax_zeta must be in [1, 2), got {self.softmax_zeta}")
+        if self.binary and self.clips_softmax:
+            raise InputError("softmax_gamma, softmax_zeta: binary attention has no softmax; leave them out")
+        if self.binary_embeddings and not self.binary:
+            raise InputError("binary_embeddings: set binary too, or leave it out")
         if not 0 < self.gate_init < 1:
             raise InputError(f"gate_init must be between 0 and 1, got {self.gate_init}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from terrazzo.errors import InputError
+from terrazzo.nn.binary import binary_weight
 from terrazzo.nn.config import EncoderConfig
 from terrazzo.nn.dropout import Dropout
 from terrazzo.nn.norms import build_norm
@@ -25,6 +26,7 @@ class Embeddings(nn.Module):
         self.token_types = nn.Embedding(config.token_types, config.width) if config.token_types else None
         self.norm = build_norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
+        self.binary = config.binary_embeddings
         self.position_offset, self.max_len = config.position_offset, config.max_len
 
     def forward(self, batch: Packed) -> Tensor:
@@ -34,6 +36,8 @@ class Embeddings(nn.Module):
             InputError: a document longer than a learned position table.
         """
         x_TD = self.tokens(batch.tokens_T)
+        if self.binary:
+            x_TD = binary_weight(x_TD)
         if self.token_types is not None:
             types_T = batch.token_types_T if self.token_types.num_embeddings > 1 else None
             x_TD = x_TD + (self.token_types.weight[0] if types_T is None else self.token_types(types_T))

@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from terrazzo.nn.activations import ACTIVATIONS
+from terrazzo.nn.binary import linear_classes
 from terrazzo.nn.config import EncoderConfig
-from terrazzo.nn.linear import Linear, StackedLinear
 
 
 class MLP(nn.Module):
@@ -21,8 +21,9 @@ class MLP(nn.Module):
     def __init__(self, config: EncoderConfig, layer: int) -> None:
         super().__init__()
         stacked, inner = 2 if config.gated else 1, config.layer_mlp_width(layer)
-        self.up = StackedLinear(config.width, inner, stacked, bias=config.mlp_in_bias)
-        self.down = Linear(inner, config.width, bias=config.mlp_out_bias)
+        linear, several = linear_classes(config)
+        self.up = several(config.width, inner, stacked, bias=config.mlp_in_bias)
+        self.down = linear(inner, config.width, bias=config.mlp_out_bias)
         self.activation = ACTIVATIONS[config.activation]
         self.gated = config.gated
 

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from terrazzo.nn.binary import binary_attention
 from terrazzo.nn.config import EncoderConfig
 
 #: From scores, minus infinity where a token sees nothing, to weights, 0 there.
@@ -35,6 +36,8 @@ def clipped_softmax(scores: Tensor, gamma: float, zeta: float = 1.0) -> Tensor:
 
 def weighing(config: EncoderConfig) -> Weigh | None:
     """What makes weights of an encoder's scores; None for the plain softmax, which the fused kernels compute."""
+    if config.binary:
+        return binary_attention
     if config.clips_softmax:
         return partial(clipped_softmax, gamma=config.softmax_gamma, zeta=config.softmax_zeta)
     return None

@@ -183,6 +183,11 @@ class TracedEncoder(nn.Module):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
+        if encoder.config.binary:
+            raise InputError(
+                "binary: graphs for other runtimes would compute a binary encoder in floats, and none has kernels of "
+                "one bit: serve its folder as it is, on PyTorch, or export the model that it was made from"
+            )
         self.config = encoder.config
         self.embeddings, self.blocks, self.final_norm = encoder.embeddings, encoder.blocks, encoder.final_norm
         self.projections = nn.ModuleList(map(_projections, encoder.blocks))

@@ -30,6 +30,8 @@ def add_adapters(encoder: Encoder, options: AdapterConfig, empty: bool = False) 
     """
     if adapted_layers(encoder):
         raise ValueError("the encoder has adapters already: merge_adapters first")
+    if encoder.config.binary:
+        raise InputError(f"adapter {options.kind!r}: it adds real weights to those of a binary model: train it without")
     least = _least_width(encoder.config)
     if options.rank >= least:
         raise InputError(
