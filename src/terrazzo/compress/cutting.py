@@ -18,7 +18,7 @@ from terrazzo.compress.database import Database
 from terrazzo.compress.latency import LatencyTable
 from terrazzo.compress.means import Means
 from terrazzo.compress.offers import Offer, Sketch
-from terrazzo.compress.recover import recover
+from terrazzo.compress.recover import RecoverConfig, recover
 from terrazzo.compress.search import Found, level_errors, search_plan
 from terrazzo.compress.shrink import planned_config, stitch
 from terrazzo.compress.solver import Unreachable, choose_levels
@@ -56,13 +56,14 @@ class Cutter:
     ) -> None:
         self.subject, self.shop, self.table, self.whole, self.means = subject, shop, table, whole, means
         self.work, self.seed, self.log = work, seed, log
+        self.first = Round(self, subject.model, 0)
         self.offers: list[Offer] = []
         self.sketches: list[Sketch] = []
 
     def one_shot(self, ms: float) -> Candidate | None:
         """A model that takes at most `ms`, not trained; where a plan misses by a prediction's error, one that is cut a
         little more. None where no cut is enough."""
-        aimed, shot, round_ = ms * MARGIN, None, Round(self, self.subject.model, 0)
+        aimed, shot, round_ = ms * MARGIN, None, self.first
         for attempt in range(_ATTEMPTS):
             try:
                 found = round_.plan(aimed)
@@ -84,7 +85,7 @@ class Cutter:
         model, sizes = self.subject.model, shot.offer.sizes
         for number in range(rounds):
             last = number == rounds - 1
-            round_ = Round(self, model, number)
+            round_ = self.first if number == 0 else Round(self, model, number)
             if rounds > 1:
                 at = self.whole.ms * (shot.offer.ms / self.whole.ms) ** ((number + 1) / rounds)
                 found = round_.plan(at if not last else self.aimed(shot))
@@ -94,15 +95,15 @@ class Cutter:
                 self.log("recover   learning back from the dense model...")
             student = partial(round_.cut, sizes)
             if last:
-                make = partial(self._recovered, student, number)
+                make = partial(self._recovered, student, number, self.means.recover)
                 return self._made("recovered", "distilled", make, round_, sizes)
-            model = self._recovered(student, number)
+            model = self._recovered(student, number, self.means.between)
         raise AssertionError("at least one round")
 
     def aimed(self, shot: Candidate) -> float:
-        """The predicted milliseconds of the one-shot model, whose measured ones were enough."""
+        """A little below the predicted milliseconds of the one-shot model, whose measured ones were enough."""
         assert shot.offer.predicted_ms is not None
-        return shot.offer.predicted_ms * 1.0001
+        return shot.offer.predicted_ms * _FURTHER
 
     def sketch(self, round_: Round, ms: float, coefficients: Sequence[float]) -> None:
         """One-shot models between the uncut model and the one asked for, by the coefficients of its plan: their drop as
@@ -115,9 +116,9 @@ class Cutter:
             self.sketches.append(Sketch(faster=faster, drop=drop.points))
             self.log(f"sketched  {faster:.2f}x as fast (predicted): {drop.points:+.2f} points lost, one-shot")
 
-    def _recovered(self, student: partial[TaskModel], number: int) -> TaskModel:
+    def _recovered(self, student: partial[TaskModel], number: int, options: RecoverConfig) -> TaskModel:
         folder, threads = self.work / f"recover-{number}", torch.get_num_threads()
-        return recover(self.subject, student, self.means.recover, folder, threads, self.seed).model
+        return recover(self.subject, student, options, folder, threads, self.seed).model
 
     def _made(self, key: str, how: str, make: partial[TaskModel], round_: Round, sizes: Mapping[str, int]) -> Candidate:
         name = f"ZipLM, {self.shop.precision}, {how}"

@@ -16,7 +16,7 @@ class Means:
     Args:
         search: of plans; loss_rows: rows to choose by that judge one.
         calibration: rows to learn from whose inputs weigh errors.
-        recover: training of what was cut.
+        recover: training of what was cut; between: that of the rounds before the last.
         gradual: how many times as fast each round of cutting and training makes a model at most; None cuts at once.
     """
 
@@ -24,6 +24,7 @@ class Means:
     loss_rows: int
     calibration: int
     recover: RecoverConfig
+    between: RecoverConfig = RecoverConfig(epochs=3.0, steps=None)
     gradual: float | None = None
 
 
@@ -35,8 +36,8 @@ MEANS: Mapping[Effort, Means] = {
         recover=EFFORTS["minutes"],
     ),
     "hours": Means(
-        search=SearchOptions(starts=100, failures=50, evaluations=500),
-        loss_rows=1000,
+        search=SearchOptions(starts=40, failures=25, evaluations=150),
+        loss_rows=500,
         calibration=2048,
         recover=EFFORTS["hours"],
         gradual=1.6,
