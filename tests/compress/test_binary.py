@@ -19,11 +19,13 @@ from terrazzo.compress.binary import (
     xnor_linear,
     xnor_matmul,
 )
-from terrazzo.compress.distill import relations_loss
+from terrazzo.compress.distill import DistillConfig, relations_loss
+from terrazzo.compress.distill_workload import Distilled
 from terrazzo.compress.quantise import save_packed
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, bert, mosaicbert
 from terrazzo.nn.binary import BinaryLinear, binary_weight, signs
+from terrazzo.objectives import SupervisedConfig
 from terrazzo.packed import Packed
 from terrazzo.tasks import Example, TaskModel
 from terrazzo.tasks.label import LabelTask
@@ -125,6 +127,27 @@ def test_a_student_begins_as_its_teacher() -> None:
         assert torch.equal(student.state_dict()[name], tensor)
     with pytest.raises(InputError, match="binary: this model's weights are real"):
         pack_binary(teacher)
+
+
+@torch.no_grad()
+def test_relations_of_every_block_add_up() -> None:
+    task, options = (
+        LabelTask.learn([Example(text="x", target=name) for name in "ab"]),
+        {"outputs": 0.0, "relations": 1.0},
+    )
+    torch.manual_seed(0)
+    teacher, student = (TaskModel(Encoder(bert("tiny", 60, **TINY)), task).eval() for _ in range(2))
+    student.encoder = binarise(student.encoder)
+    batch = BATCH.replace(labels_B=torch.tensor([0, 1, 1, 0]))
+
+    def loss(**more) -> torch.Tensor:
+        chosen = DistillConfig(**options, **more)
+        return Distilled(SupervisedConfig(), teacher, chosen).loss(student, batch).sum
+
+    apart = [loss(layers=(0, -1)), loss(layers=(-1, 1))]
+    assert_close(loss(relation_blocks="every"), apart[0] + apart[1])
+    assert_close(loss(), apart[1])
+    assert min(part.item() for part in apart) > 0
 
 
 def test_directions_match_whatever_their_length_and_only_then() -> None:

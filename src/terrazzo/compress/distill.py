@@ -39,6 +39,7 @@ class DistillConfig:
         relations: how tokens of a document relate by the queries, keys and values of the last blocks, in
             `relation_heads` parts; widths may differ.
         relation_kind: "softmax" compares attention-like distributions, "direction" normalised similarities.
+        relation_blocks: relations of the last pair of blocks alone, or of every pair, added up.
         layers: the teacher's block for each block of the student, -1 for none; None spreads the student's blocks evenly
             over the teacher's, so that equal depths pair up and the last goes with the last.
 
@@ -53,6 +54,7 @@ class DistillConfig:
     relations: float = 0.0
     relation_heads: int = 12
     relation_kind: Literal["softmax", "direction"] = "softmax"
+    relation_blocks: Literal["last", "every"] = "last"
     layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -64,6 +66,12 @@ class DistillConfig:
             raise InputError("labels, outputs, hidden and relations are all 0: there is nothing to learn from")
         if not self.temperature > 0 or self.relation_heads < 1:
             raise InputError("temperature must be above 0, relation_heads at least 1")
+
+    def related(self, pairs: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+        """Of the pairs of blocks those whose relations are compared."""
+        if not self.relations:
+            return ()
+        return pairs if self.relation_blocks == "every" else pairs[-1:]
 
     def pairs(self, student: EncoderConfig, teacher: EncoderConfig) -> list[tuple[int, int]]:
         """Which of the student's blocks learns from which of the teacher's.
@@ -203,8 +211,7 @@ def check_pair(options: DistillConfig, student: EncoderConfig, teacher: EncoderC
         )
     if options.hidden and student.width != teacher.width:
         raise InputError(f"hidden {options.hidden}: the teacher has width {teacher.width}, the student {student.width}")
-    if options.relations:
-        mine, theirs = pairs[-1] if pairs else (0, 0)
+    for mine, theirs in options.related(pairs or [(0, 0)]):
         for who, shape, layer in (("student", student, mine), ("teacher", teacher, theirs)):
             inner = len(shape.layer_heads(layer)) * shape.head_width
             if not inner or inner % options.relation_heads:

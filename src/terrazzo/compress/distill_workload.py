@@ -63,9 +63,9 @@ class Distilled(Supervised):
         """The weighted sum; logs what the task's own loss logs."""
         options = self.options
         pairs = options.pairs(model.config, self.teacher.config)
-        hidden, last = pairs if options.hidden else [], pairs[-1:] if options.relations else []
-        taught, theirs = self._taught(batch, [b for _, b in hidden], [b for _, b in last])
-        with tapped(model.encoder, [a for a, _ in hidden], [a for a, _ in last]) as mine:
+        hidden, related = pairs if options.hidden else [], options.related(pairs)
+        taught, theirs = self._taught(batch, [b for _, b in hidden], [b for _, b in related])
+        with tapped(model.encoder, [a for a, _ in hidden], [a for a, _ in related]) as mine:
             outputs = model(batch)
         own = model.task.loss(outputs, batch, self.config)
         total = options.labels * own.sum
@@ -74,10 +74,10 @@ class Distilled(Supervised):
         if hidden:
             states = [mine.hidden[a] for a, _ in hidden], [theirs.hidden[b] for _, b in hidden]
             total = total + options.hidden * own.weight * hidden_loss(*states)
-        for a, b in last:
+        for a, b in related:
             parts = mine.qkv[a], theirs.qkv[b]
-            related = relations_loss(*parts, batch, options.relation_heads, options.relation_kind)
-            total = total + options.relations * own.weight * related
+            apart = relations_loss(*parts, batch, options.relation_heads, options.relation_kind)
+            total = total + options.relations * own.weight * apart
         return Loss(sum=total, weight=own.weight, logs=own.logs)
 
     def _taught(self, batch: Packed, hidden: Sequence[int], qkv: Sequence[int]) -> tuple[Tensor, Taps]:
