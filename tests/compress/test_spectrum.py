@@ -100,6 +100,8 @@ def test_eigenvalues_keep_their_sign_and_a_second_start_finds_what_one_misses():
         return [d * v for d, v in zip(diagonal, vectors, strict=True)]
 
     assert top_eigenvalue(product, weights, seed=0, tolerance=1e-8) == pytest.approx(-5)
+    exact, errors = traces(product, weights, seed=0, probes=3)
+    assert exact == pytest.approx([-2, 0.5]) and errors == pytest.approx([0, 0])  # signs know a diagonal at once
     asked = []
 
     def blind_at_first(vectors):

@@ -15,6 +15,7 @@ import torch
 from terrazzo.compress import ziplm
 from terrazzo.compress.candidates import Candidate, Log, Workshop
 from terrazzo.compress.database import Database
+from terrazzo.compress.goal import Goal
 from terrazzo.compress.latency import LatencyTable
 from terrazzo.compress.means import Means
 from terrazzo.compress.offers import Offer, Sketch
@@ -60,35 +61,44 @@ class Cutter:
         self.offers: list[Offer] = []
         self.sketches: list[Sketch] = []
 
-    def one_shot(self, ms: float) -> Candidate | None:
-        """A model that takes at most `ms`, not trained; where a plan misses by a prediction's error, one that is cut a
-        little more. None where no cut is enough."""
-        aimed, shot, round_ = ms * MARGIN, None, self.first
+    def one_shot(self, goal: Goal, factor: float) -> Candidate | None:
+        """A model that is `factor` times as fast as fp32, not trained; where a plan misses the goal by a prediction's
+        error, one that is cut a little more. None where no cut is enough."""
+        aimed, shot, round_ = factor / MARGIN, None, self.first
         for attempt in range(_ATTEMPTS):
             try:
-                found = round_.plan(aimed)
+                found = round_.plan(self.ms_of(aimed))
             except Unreachable as error:
-                self._say_floor(ms, error)
+                self._say_floor(factor, error)
                 return None
-            self.log(f"choose    {describe(round_.database, found.sizes)}; predicted {round_.ms(found.sizes):.2f} ms")
+            predicted = self.faster_of(round_.ms(found.sizes))
+            self.log(f"choose    {describe(round_.database, found.sizes)}; predicted {predicted:.2f}x as fast")
             if attempt == 0:
-                self.sketch(round_, ms, found.coefficients)
+                self.sketch(round_, factor, found.coefficients)
             shot = self._made(f"oneshot-{attempt}", "one-shot", partial(round_.cut, found.sizes), round_, found.sizes)
-            if shot.offer.ms <= ms:
+            if shot.offer.fast_enough(goal):
                 return shot
-            aimed *= ms / shot.offer.ms * _FURTHER
+            aimed *= max(1.0, factor / shot.offer.faster) / _FURTHER
         return shot
 
-    def trained(self, ms: float, shot: Candidate) -> Candidate:
+    def ms_of(self, factor: float) -> float:
+        """Milliseconds of a model so many times as fast as fp32, on the scale of those of the whole one."""
+        return self.whole.ms * self.whole.faster / factor
+
+    def faster_of(self, ms: float) -> float:
+        """The converse."""
+        return self.whole.faster * self.whole.ms / ms
+
+    def trained(self, shot: Candidate) -> Candidate:
         """The model of `shot`, trained; where the effort is gradual and the way is long, cut and trained in rounds."""
-        rounds = 1 if self.means.gradual is None else _rounds(self.whole.ms / shot.offer.ms, self.means.gradual)
+        rounds = 1 if self.means.gradual is None else _rounds(shot.offer.faster / self.whole.faster, self.means.gradual)
         model, sizes = self.subject.model, shot.offer.sizes
         for number in range(rounds):
             last = number == rounds - 1
             round_ = self.first if number == 0 else Round(self, model, number)
             if rounds > 1:
-                at = self.whole.ms * (shot.offer.ms / self.whole.ms) ** ((number + 1) / rounds)
-                found = round_.plan(at if not last else self.aimed(shot))
+                step = (shot.offer.faster / self.whole.faster) ** ((number + 1) / rounds)
+                found = round_.plan(self.aimed(shot) if last else self.whole.ms / step)
                 sizes = found.sizes
                 self.log(f"recover   round {number + 1} of {rounds}: {describe(round_.database, sizes)}...")
             else:
@@ -105,14 +115,14 @@ class Cutter:
         assert shot.offer.predicted_ms is not None
         return shot.offer.predicted_ms * _FURTHER
 
-    def sketch(self, round_: Round, ms: float, coefficients: Sequence[float]) -> None:
+    def sketch(self, round_: Round, factor: float, coefficients: Sequence[float]) -> None:
         """One-shot models between the uncut model and the one asked for, by the coefficients of its plan: their drop as
         measured, their speed as predicted."""
-        rows, dense = self.subject.choose.examples, self.shop.dense_answers
+        rows, dense, least = self.subject.choose.examples, self.shop.dense_answers, self.whole.faster
         for share in _SKETCHED:
-            sizes = round_.sizes_at(self.whole.ms + share * (ms - self.whole.ms), coefficients)
+            sizes = round_.sizes_at(self.ms_of(least + share * (factor - least)), coefficients)
             drop = drop_of(self.subject.task, rows, dense, self.subject.answers(rows, round_.cut(sizes)))
-            faster = self.whole.faster * self.whole.ms / round_.ms(sizes)
+            faster = self.faster_of(round_.ms(sizes))
             self.sketches.append(Sketch(faster=faster, drop=drop.points))
             self.log(f"sketched  {faster:.2f}x as fast (predicted): {drop.points:+.2f} points lost, one-shot")
 
@@ -126,11 +136,12 @@ class Cutter:
         self.offers.append(made.offer)
         return made
 
-    def _say_floor(self, ms: float, error: Unreachable) -> None:
-        least = self.whole.ms * (self.table.remainder_ms + error.least) / self.table.dense_ms
+    def _say_floor(self, factor: float, error: Unreachable) -> None:
+        share = (self.table.remainder_ms + error.least) / self.table.dense_ms
+        most = self.faster_of(share * self.whole.ms)
         self.log(
-            f"choose    {ms:.2f} ms are asked, and {least:.2f} ms is the least that cutting can reach: what is left of "
-            "the model without any heads and units"
+            f"choose    {factor:.2f}x is asked, and {most:.2f}x is the most that cutting can reach: what is left of "
+            "the model without any heads and units takes the rest"
         )
 
 

@@ -53,7 +53,7 @@ class Goal:
             f"under {self.under_ms:g} ms" if self.under_ms is not None else "",
             f"{self.smaller:g} times as small" if self.smaller is not None else "",
         ]
-        return f"{' and '.join(filter(None, asked))}, at most {self.drop:g} points lost"
+        return f"{' and '.join(filter(None, asked))}, at most {self.drop:g} point{'s' * (self.drop != 1)} lost"
 
 
 _AS = {"faster": "fast", "smaller": "small"}

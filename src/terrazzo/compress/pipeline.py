@@ -169,7 +169,7 @@ class Compression:
         self.work.mkdir(parents=True, exist_ok=True)
         chosen = self.best_candidate()
         if chosen is None:
-            write_report(self.work.parent, self.goal, None, self.offers, self.sketches, self.subject.task.kind)
+            write_report(self.work.parent, self.goal, None, self.offers, self.sketches, self.asked.out.name)
             raise GoalUnreachable(self.goal, self.offers, self._advice())
         return self.finish(chosen)
 
@@ -269,12 +269,12 @@ class Compression:
         )
         cutter.offers += self.offers
         self.offers, self.sketches = cutter.offers, cutter.sketches
-        shot = cutter.one_shot(self.target_ms)
+        shot = cutter.one_shot(self.goal, self.times.ms[self.fp32] / self.target_ms)
         if shot is None or not (shot.offer.fast_enough(self.goal) and shot.offer.small_enough(self.goal)):
             return None
         if self._sure(shot.offer):
             return shot
-        trained = cutter.trained(self.target_ms, shot)
+        trained = cutter.trained(shot)
         return trained if trained.offer.meets(self.goal) else None
 
     # recover
@@ -317,7 +317,7 @@ class Compression:
             shutil.copytree(chosen.folder, folder, dirs_exist_ok=True)
             write_plan(folder / PLAN, self._plan_of(offer))
             write_proof(folder, proof)
-            write_report(folder, self.goal, proof, self.offers, self.sketches, self.subject.task.kind)
+            write_report(folder, self.goal, proof, self.offers, self.sketches, self.asked.out.name)
         shutil.rmtree(self.work.parent, ignore_errors=True)
         for line in proof.lines():
             self.log(f"          {line}")

@@ -78,8 +78,7 @@ def _figures(proof: Proof) -> Html:
 def _frontier(goal: Goal, proof: Proof | None, offers: Sequence[Offer], sketches: Sequence[Sketch]) -> Html:
     """Points lost over measured speed and over size."""
     title = "Points lost on the rows to choose by"
-    speed = [*((one.faster, one.drop) for one in offers), (1.0, 0.0)]
-    drawn = [_series("made and measured", speed, "heldout")]
+    drawn = [_dot("dense", 1.0, 0.0), *(_dot(one.name, one.faster, one.drop) for one in offers)]
     if sketches:
         drawn.append(
             _series("one-shot, speed predicted", [(1.0, 0.0), *((s.faster, s.drop) for s in sketches)], "line")
@@ -88,16 +87,20 @@ def _frontier(goal: Goal, proof: Proof | None, offers: Sequence[Offer], sketches
     factor = XAxis("faster", "times as fast", "times as fast as the fastest fp32 runtime", significant)
     small = XAxis("smaller", "times as small", "times as small as fp32", significant)
     left = chart(Figure(f"{title}, against speed", "", tall=True), factor, drawn, marks)
-    size = [*((one.smaller, one.drop) for one in offers), (1.0, 0.0)]
+    sizes = [_dot("dense", 1.0, 0.0), *(_dot(one.name, one.smaller, one.drop) for one in offers)]
     bound = [] if goal.smaller is None else [(goal.smaller, f"asked: {goal.smaller:g}×")]
-    right = chart(Figure(f"{title}, against size", "", tall=True), small, [_series("made", size, "heldout")], bound)
+    right = chart(Figure(f"{title}, against size", "", tall=True), small, sizes, bound)
     allowed = tag(
         "p",
-        f"Allowed: {goal.drop:g} points. Dots are models that were made and measured; the plain line is one-shot "
+        f"Allowed: {goal.drop:g} points. Dots are models that were made and measured; the line is one-shot "
         "models whose speed is predicted from the latency table. The dense model is at 1×, 0 points.",
         class_="aside",
     )
     return section("Frontier", columns(left, right), allowed)
+
+
+def _dot(name: str, x: float, y: float) -> Series:
+    return Series(name, np.array([x]), np.array([y]), "heldout")
 
 
 def _series(name: str, points: Sequence[tuple[float, float]], look: str) -> Series:
