@@ -28,7 +28,7 @@ def test_a_goal_that_cannot_be_is_refused(fields, said) -> None:
 
 
 def test_a_goal_reads_as_a_sentence() -> None:
-    assert str(Goal(faster=4, smaller=10, drop=1)) == "4 times as fast and 10 times as small, at most 1 points lost"
+    assert str(Goal(faster=4, smaller=10, drop=1)) == "4 times as fast and 10 times as small, at most 1 point lost"
 
 
 def test_with_so_many_rows_the_interval_reaches_as_far_as_the_drop() -> None:
