@@ -23,7 +23,7 @@ from terrazzo.compress.distill import DistillConfig, relations_loss
 from terrazzo.compress.distill_workload import Distilled
 from terrazzo.compress.quantise import save_packed
 from terrazzo.errors import InputError
-from terrazzo.nn import Encoder, bert, mosaicbert
+from terrazzo.nn import Encoder, MaskedLM, bert, mosaicbert
 from terrazzo.nn.binary import BinaryLinear, binary_weight, signs
 from terrazzo.objectives import SupervisedConfig
 from terrazzo.packed import Packed
@@ -127,6 +127,8 @@ def test_a_student_begins_as_its_teacher() -> None:
         assert torch.equal(student.state_dict()[name], tensor)
     with pytest.raises(InputError, match="binary: this model's weights are real"):
         pack_binary(teacher)
+    with pytest.raises(InputError, match="binary_embeddings: the head reads the real table"):
+        pack_binary(MaskedLM(teacher.config.replace(binary=True, binary_embeddings=True)))
 
 
 @torch.no_grad()

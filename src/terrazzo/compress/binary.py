@@ -18,11 +18,11 @@ from terrazzo.checkpoint.packing import PackedTensor
 from terrazzo.compress.quantise import BitPlan, Quantised
 from terrazzo.compress.sites import matrices
 from terrazzo.errors import InputError
-from terrazzo.nn import Encoder
+from terrazzo.nn import Encoder, MaskedLM
 from terrazzo.nn.binary import signs
 from terrazzo.tasks.model import TaskModel
 
-M = TypeVar("M", bound=TaskModel | Encoder)
+M = TypeVar("M", bound=TaskModel | MaskedLM | Encoder)
 _TABLE = "embeddings.tokens.weight"
 #: Bits that are set in each byte.
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
@@ -51,11 +51,15 @@ def pack_binary(model: M) -> Quantised[M]:
     differs from `model` by the rounding to fp16 alone.
 
     Raises:
-        InputError: the model's config is not binary.
+        InputError: the model's config is not binary, or its masked-language-model head reads a binary table as it was.
     """
     encoder = model if isinstance(model, Encoder) else model.encoder
     if not encoder.config.binary:
         raise InputError("binary: this model's weights are real; set the field binary and train it first (binarise)")
+    if isinstance(model, MaskedLM) and encoder.config.binary_embeddings:
+        raise InputError(
+            "binary_embeddings: the head reads the real table, which the file would not hold; pack .encoder"
+        )
     small = copy.deepcopy(model)
     for tensor in small.state_dict().values():
         if tensor.is_floating_point():
