@@ -24,7 +24,7 @@ class Means:
     loss_rows: int
     calibration: int
     recover: RecoverConfig
-    between: RecoverConfig = RecoverConfig(epochs=3.0, steps=None)
+    between: RecoverConfig = RecoverConfig(epochs=3.0, tokens=None)
     gradual: float | None = None
 
 

@@ -33,29 +33,27 @@ class RecoverConfig:
     """How a cut model is trained.
 
     Args:
-        epochs: passes over the rows to learn from, unless `steps` limits them.
-        steps: at most.
+        epochs: passes over the rows to learn from, unless `tokens` limits them.
+        tokens: seen at most.
         lr: peak rate, as a multiple of fine-tuning's default.
         batch_size: documents of a step.
         distill: what is learnt from the dense model.
     """
 
     epochs: float = 2.0
-    steps: int | None = 600
+    tokens: int | None = 600_000
     lr: float = 1.5
     batch_size: int = 32
     distill: DistillConfig = DistillConfig(outputs=1.0, hidden=1.0)
 
     def __post_init__(self) -> None:
-        if not (self.epochs > 0 and self.lr > 0 and self.batch_size >= 1) or (
-            self.steps is not None and self.steps < 1
-        ):
-            raise InputError("epochs and lr above 0, batch_size and steps from 1")
+        if not (self.epochs > 0 and self.lr > 0 and self.batch_size >= 1 and (self.tokens is None or self.tokens >= 1)):
+            raise InputError("epochs and lr above 0, batch_size and tokens from 1")
 
 
 EFFORTS: Mapping[Effort, RecoverConfig] = {
     "minutes": RecoverConfig(),
-    "hours": RecoverConfig(epochs=10.0, steps=None),
+    "hours": RecoverConfig(epochs=10.0, tokens=None),
 }
 
 
@@ -126,10 +124,13 @@ def recover(
 
 
 def _steps(subject: Subject, options: RecoverConfig) -> int:
-    count = len(subject.learn.flat)
+    documents = subject.learn.flat
     sized = FinetuneConfig(model="", out="", epochs=options.epochs, batch_size=options.batch_size)
-    steps = steps_of(sized, count)
-    return steps if options.steps is None else min(steps, options.steps)
+    steps = steps_of(sized, len(documents))
+    if options.tokens is None:
+        return steps
+    mean = sum(len(document.ids) for document in documents) / len(documents)
+    return max(1, min(steps, int(options.tokens / (mean * min(options.batch_size, len(documents))))))
 
 
 def _default_lr(subject: Subject) -> float:
