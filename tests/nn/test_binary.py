@@ -52,7 +52,7 @@ def test_gradients_pass_strictly_inside() -> None:
 
 def explicit(qkv_L3NH: Tensor, alibi: bool, window: int | None, causal: bool) -> Tensor:
     length, _, heads, width = qkv_L3NH.shape
-    q, k, v = qkv_L3NH.sign().unbind(1)
+    q, k, v = torch.where(qkv_L3NH >= 0, 1.0, -1.0).unbind(1)
     out = torch.zeros(length, heads, width)
     for head, query, key in itertools.product(range(heads), range(length), range(length)):
         hidden = (window is not None and abs(query - key) > window // 2) or (causal and key > query)
@@ -99,6 +99,18 @@ def test_an_encoder_computes_with_binary_matrices(family) -> None:
     table = binary_weight(encoder.embeddings.tokens.weight)[BATCH.tokens_T]
     if family is modernbert:
         assert_close(embedded[0], table)
+
+
+@pytest.mark.parametrize("family", [bert, mosaicbert])
+@torch.no_grad()
+def test_an_encoder_attends_by_the_signs_of_its_projections(family) -> None:
+    encoder = Encoder(family("tiny", 20, depth=1, binary=True, **TINY)).eval()
+    attention, kept = encoder.blocks[0].attention, {}
+    attention.qkv.register_forward_hook(lambda _, given, out: kept.update(qkv=out.view(-1, 3, 3, 8)))
+    attention.out.register_forward_pre_hook(lambda _, given: kept.update(mixed=given[0]))
+    encoder(BATCH)
+    expected = [explicit(part, family is mosaicbert, None, False) for part in kept["qkv"].split(LENGTHS)]
+    assert torch.equal(kept["mixed"], torch.cat(expected))
 
 
 def test_every_parameter_learns_and_backends_agree() -> None:
