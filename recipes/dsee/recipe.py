@@ -23,7 +23,7 @@ class Settings:
     """
 
     task: str = "sst2"
-    rows: int = 3_000
+    rows: int = 2_000
     dev: int = 200
     proof: int | None = None
     dsee: DseeConfig = DseeConfig()
@@ -36,7 +36,7 @@ class Settings:
 
 SETTINGS = {
     "smoke": Settings(tuning={**TINY, "epochs": 4.0}, lr=1e-2, adapter_lr=1e-2, seeds=1),
-    "small": Settings(proof=1_500, tuning={"epochs": 3.0}),
+    "small": Settings(proof=1_000, tuning={"epochs": 3.0}),
 }
 
 

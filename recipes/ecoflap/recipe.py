@@ -51,7 +51,7 @@ class Settings:
 
 SETTINGS = {
     "smoke": Settings(calibration=16, scored=8, seeds=1),
-    "small": Settings(proof=1_500),
+    "small": Settings(proof=1_000),
 }
 
 

@@ -38,7 +38,7 @@ class Settings:
     """
 
     task: str = "sst2"
-    rows: int = 1_500
+    rows: int = 1_000
     dev: int = 200
     proof: int | None = None
     levels: tuple[float, ...] = LEVELS
@@ -49,7 +49,7 @@ class Settings:
 
 SETTINGS = {
     "smoke": Settings(levels=(0.3, 0.5, 0.8), tuning={**TINY, "epochs": 2.0}, seeds=1),
-    "small": Settings(proof=1_500, tuning={"lr": (2e-4,), "epochs": 2.0}),
+    "small": Settings(proof=1_000, tuning={"lr": (2e-4,), "epochs": 2.0}),
 }
 
 

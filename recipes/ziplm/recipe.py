@@ -43,7 +43,7 @@ class Settings:
         heads, units: what every layer keeps.
         proof: rows that judge, of each task.
         searched: task whose plan is searched, for so many of the `seeds`; by the loss on `search_rows`.
-        recovered: task whose cut model of seed 0 is trained on, with a teacher, as `recovery` says.
+        recovered: task whose cut model of seed 0 is trained on with a teacher, on `recovery_rows`, as `recovery` says.
         lengths: of the documents whose time is taken.
     """
 
@@ -57,6 +57,7 @@ class Settings:
     search_rows: int = 256
     search: Mapping[str, int] = field(default_factory=dict)
     recovered: str = "sst2"
+    recovery_rows: int | None = None
     recovery: Mapping[str, Any] = field(default_factory=dict)
     distill: DistillConfig = DistillConfig(labels=0.0, outputs=0.5, hidden=0.5)
     lengths: tuple[int, ...] = (16, 24, 32, 48, 64, 64, 96, 128)
@@ -78,8 +79,10 @@ SETTINGS = {
         tasks={"mrpc": 256, "sst2": 1024},
         heads=5,
         units=672,
-        proof=1725,
-        search={"starts": 30, "failures": 20, "evaluations": 100},
+        proof=1_000,
+        searches=2,
+        search={"starts": 30, "failures": 20, "evaluations": 80},
+        recovery_rows=10_000,
         recovery={"lr": (2e-4,), "epochs": 1.0},
     ),
 }
@@ -215,8 +218,9 @@ def _recovered(settings: Settings, begun: Start, whole: float, context: Context)
     out = context.work / f"ziplm-recovered-{begun.name}"
     options = begun.options(out, **settings.recovery)
     student = _cut(dense.model, made, plan)
-    inner = workload(dense, begun.rows.train, begun.rows.dev, student, options.batch_size)
+    rows = drawn(begun.rows.train, settings.recovery_rows)
+    inner = workload(dense, rows, begun.rows.dev, student, options.batch_size)
     work = DistillWorkload(inner=inner, teacher=dense.model, options=settings.distill)
-    folder = trained(options, work, len(begun.rows.train), context.log)
+    folder = trained(options, work, len(rows), context.log)
     score = folder_points(folder, begun.rows.proof)
     return {"recovered": score, "recovered_drop": whole - score}
