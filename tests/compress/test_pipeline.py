@@ -217,7 +217,7 @@ def test_a_long_way_is_gone_in_rounds(made, tmp_path, monkeypatch) -> None:
     )
     monkeypatch.setitem(pipeline.MEANS, "hours", quick)
     monkeypatch.setattr(pipeline.Compression, "_sure", lambda self, offer: False)
-    done, lines = compress(made, tmp_path / "out", Goal(faster=3, drop=30.0), effort="hours")
+    done, lines = compress(made, tmp_path / "out", Goal(faster=3, drop=49.0), effort="hours")
     said = [line for line in lines if "round" in line]
     left = [int(re.search(r"([\d,]+) of [\d,]+ units", line)[1].replace(",", "")) for line in said]
     assert len(said) == 3 and left == sorted(left, reverse=True) and len(set(left)) > 1

@@ -20,11 +20,13 @@ from terrazzo.compress.latency import LatencyTable
 from terrazzo.compress.means import Means
 from terrazzo.compress.offers import Offer, Sketch
 from terrazzo.compress.recover import RecoverConfig, recover
-from terrazzo.compress.search import Found, level_errors, search_plan
+from terrazzo.compress.search import Found, search_plan
+from terrazzo.compress.sensitivity import weighed_errors
 from terrazzo.compress.shrink import planned_config, stitch
 from terrazzo.compress.solver import Unreachable, choose_levels
 from terrazzo.compress.statistics import collect, output_projections
 from terrazzo.compress.subject import Subject, batches, drop_of
+from terrazzo.nn import Encoder
 from terrazzo.tasks.model import TaskModel
 
 #: The share of the time asked for that a plan is made for, because predictions are a few percent off.
@@ -161,13 +163,20 @@ class Round:
         found = collect(encoder, batches(documents), output_projections(encoder.config), cutter.subject.select)
         return ziplm.database(encoder, found.grams)
 
+    @cached_property
+    def costs(self) -> dict[str, list[tuple[int, float]]]:
+        """What every size of every site costs the answers."""
+        cutter = self.cutter
+        documents = cutter.subject.learn.flat[-cutter.means.loss_rows :]
+        return weighed_errors(self.model, self.database, list(batches(documents)), self._dressed)
+
     def plan(self, ms: float) -> Found:
         """The best sizes that the table says take `ms`.
 
         Raises:
             Unreachable: none do.
         """
-        cutter, errors = self.cutter, level_errors(self.database)
+        cutter, errors = self.cutter, self.costs
 
         def loss(sizes: Mapping[str, int]) -> float:
             return cutter.subject.loss(self.cut(sizes), cutter.means.loss_rows)
@@ -178,7 +187,7 @@ class Round:
 
     def sizes_at(self, ms: float, coefficients: Sequence[float]) -> dict[str, int]:
         """The sizes that take `ms` by the table, at the least error weighed by the coefficients of the sites."""
-        errors = level_errors(self.database)
+        errors = self.costs
         each = zip(errors.values(), coefficients, strict=True)
         weighed = [[weight * error for _, error in levels] for levels, weight in each]
         chosen = choose_levels(weighed, list(self.table.prices(errors).values()), self._budget(ms))
@@ -186,7 +195,10 @@ class Round:
 
     def cut(self, sizes: Mapping[str, int]) -> TaskModel:
         """The model with these sizes, not trained."""
-        small = self.cutter.subject.with_encoder(stitch(self.model.encoder, self.database, sizes))
+        return self._dressed(stitch(self.model.encoder, self.database, sizes))
+
+    def _dressed(self, encoder: Encoder) -> TaskModel:
+        small = self.cutter.subject.with_encoder(encoder)
         small.head.load_state_dict(self.model.head.state_dict())
         return small
 

@@ -14,7 +14,7 @@ class Means:
     """What an effort stands for.
 
     Args:
-        search: of plans; loss_rows: rows to choose by that judge one.
+        search: of plans; loss_rows: rows to learn from that judge one.
         calibration: rows to learn from whose inputs weigh errors.
         recover: training of what was cut; between: that of the rounds before the last.
         gradual: how many times as fast each round of cutting and training makes a model at most; None cuts at once.

@@ -117,10 +117,10 @@ class Subject:
         return batch.cu_seqlens[:-1] if self.task.pooling == "cls" else batch.cu_seqlens[1:] - 1
 
     def loss(self, model: TaskModel, rows: int) -> float:
-        """The task's mean loss of a model over the first rows to choose by."""
+        """The task's mean loss of a model over the last rows to learn from, so that those to choose by stay apart."""
         total, weight = 0.0, 0.0
         with torch.inference_mode():
-            for batch in batches(self.choose.flat[:rows]):
+            for batch in batches(self.learn.flat[-rows:]):
                 part = model.task_loss(batch, SupervisedConfig())
                 total, weight = total + float(part.sum), weight + float(part.weight)
         return total / weight
