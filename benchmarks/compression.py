@@ -20,15 +20,15 @@ import torch
 from benchmarks.result import RESULTS, Row, write
 from recipes.compressing import DENSE, dense_model, write_jsonl
 from recipes.runner import data_root
-from terrazzo.compress.goal import Goal
-from terrazzo.compress.latency_measure import compare
-from terrazzo.compress.offers import GoalUnreachable
-from terrazzo.compress.pipeline import compress
-from terrazzo.compress.proof import NotProved, Proof, prove, read_proof
-from terrazzo.compress.rows import read_split
-from terrazzo.compress.sites import sites
-from terrazzo.compress.speed import Bench, Here
-from terrazzo.compress.subject import Subject, open_subject
+from terrazzo.compression.goal import Goal
+from terrazzo.compression.latency_measure import compare
+from terrazzo.compression.offers import GoalUnreachable
+from terrazzo.compression.pipeline import compress
+from terrazzo.compression.proof import NotProved, Proof, prove, read_proof
+from terrazzo.compression.rows import read_split
+from terrazzo.compression.sites import sites
+from terrazzo.compression.speed import Bench, Here
+from terrazzo.compression.subject import Subject, open_subject
 from terrazzo.config import read_file, to_dict
 from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig

@@ -17,8 +17,8 @@ from recipes.compressing import DENSE, Rows, dense_model
 from recipes.runner import Context
 from recipes.tuning import fine_tuned, minilm, untrained
 from terrazzo.checkpoint import load_model, load_tokenizer
-from terrazzo.compress import PruningWorkload
-from terrazzo.compress.gradual import PROGRESS
+from terrazzo.compression import PruningWorkload
+from terrazzo.compression.gradual import PROGRESS
 from terrazzo.nn import Encoder, MaskedLM
 from terrazzo.packed import Packed
 from terrazzo.tasks import Example, TaskModel

@@ -50,7 +50,7 @@ def sst2(root: Path) -> Rows:
     random.Random(0).shuffle(named)
     train, rest = named[:SST2_ROWS], named[SST2_ROWS:]
     trained = "\n".join(row.text for row in train)
-    held = []
+    held: list[Example] = []
     for row in rest:
         if len(held) < SST2_JUDGING + 1000 and row.text not in trained:
             held.append(row)

@@ -16,7 +16,7 @@ LAYERS = (
     ("checkpoint", "objectives"),
     ("train", "growth", "hf", "runtime"),
     ("tasks", "retrieval", "causal", "vision"),
-    ("compress",),
+    ("compression",),
     ("api", "testing"),
     ("serve", "show"),
     ("cli",),

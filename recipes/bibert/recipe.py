@@ -17,10 +17,10 @@ from recipes.claims import Tier
 from recipes.compressed import TINY, Start, around, begin, drawn, packed_rows, points, trained, workload
 from recipes.runner import Context
 from terrazzo.checkpoint import save_model
-from terrazzo.compress import DistillConfig, DistillWorkload, binarise, pack_binary
-from terrazzo.compress.binary import pack_bits, xnor_matmul
-from terrazzo.compress.quantise import save_packed
-from terrazzo.compress.sites import matrices
+from terrazzo.compression import DistillConfig, DistillWorkload, binarise, pack_binary
+from terrazzo.compression.binary import pack_bits, xnor_matmul
+from terrazzo.compression.quantise import save_packed
+from terrazzo.compression.sites import matrices
 from terrazzo.errors import InputError
 from terrazzo.nn.binary import BinaryLinear, binary_attention, binary_weight, signs
 from terrazzo.nn.block import Block

@@ -14,9 +14,9 @@ from torch import Tensor
 from recipes.claims import Tier
 from recipes.compressed import Start, begin, drawn, folder_points, points
 from recipes.runner import Context
-from terrazzo.compress.delta_files import load_delta, save_delta
-from terrazzo.compress.deltas import Base, Delta, add, changes_of, drop_all, head_of, task_model
-from terrazzo.compress.merge import Method, combine, merge, sizes
+from terrazzo.compression.delta_files import load_delta, save_delta
+from terrazzo.compression.deltas import Base, Delta, add, changes_of, drop_all, head_of, task_model
+from terrazzo.compression.merge import Method, combine, merge, sizes
 from terrazzo.tasks.model import LoadedTask, load_task_model
 
 

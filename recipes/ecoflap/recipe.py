@@ -10,7 +10,7 @@ from statistics import fmean
 from recipes.claims import Tier
 from recipes.compressed import Start, begin, drawn, packed_rows, points
 from recipes.runner import Context
-from terrazzo.compress import (
+from terrazzo.compression import (
     TaskGradients,
     collect,
     examples_of,
@@ -21,8 +21,8 @@ from terrazzo.compress import (
     sparsities,
     zeroth_order,
 )
-from terrazzo.compress.masks import sparsity
-from terrazzo.compress.statistics import Wanted
+from terrazzo.compression.masks import sparsity
+from terrazzo.compression.statistics import Wanted
 from terrazzo.objectives import SupervisedConfig
 from terrazzo.packed import Packed
 from terrazzo.tasks.batches import collate

@@ -20,9 +20,9 @@ from recipes.compressed import (
     workload,
 )
 from recipes.runner import Context
-from terrazzo.compress import PruningWorkload, SparsityCurve, sparsity_curve
-from terrazzo.compress.masks import sparsity, zeros_of
-from terrazzo.compress.sparsity_curve import LEVELS
+from terrazzo.compression import PruningWorkload, SparsityCurve, sparsity_curve
+from terrazzo.compression.masks import sparsity, zeros_of
+from terrazzo.compression.sparsity_curve import LEVELS
 from terrazzo.nn import Encoder
 from terrazzo.tasks import Example
 from terrazzo.tasks.model import load_task_model

@@ -9,7 +9,7 @@ from typing import Any
 from recipes.claims import Tier
 from recipes.compressed import TINY, Start, begin, drawn, folder_points, points, trained, workload
 from recipes.runner import Context
-from terrazzo.compress import (
+from terrazzo.compression import (
     DistillConfig,
     DistillWorkload,
     MagnitudePruner,
@@ -24,7 +24,7 @@ from terrazzo.compress import (
     obert,
     single_matrices,
 )
-from terrazzo.compress.masks import sparsity, zeros_of
+from terrazzo.compression.masks import sparsity, zeros_of
 from terrazzo.tasks import Example
 from terrazzo.tasks.labelled import LabelledRows
 from terrazzo.tasks.model import LoadedTask, load_task_model

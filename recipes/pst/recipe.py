@@ -11,7 +11,7 @@ from recipes.claims import Tier
 from recipes.compressed import TINY, Start, begin, drawn, folder_points, fresh, trained, workload
 from recipes.runner import Context
 from recipes.tuning import fine_tuned
-from terrazzo.compress import PruningWorkload, SparsitySchedule
+from terrazzo.compression import PruningWorkload, SparsitySchedule
 from terrazzo.tasks.adapters import AdapterConfig, PstConfig, adapter_parameters, add_adapters, zero_shares
 from terrazzo.tasks.model import load_task_model
 

@@ -13,8 +13,8 @@ from recipes.claims import Tier
 from recipes.compressed import TINY, Start, begin, drawn, folder_points, packed_rows, points, trained, workload
 from recipes.runner import Context
 from terrazzo.checkpoint.packing import PACKED_WEIGHTS
-from terrazzo.compress import DistillConfig, DistillWorkload, examples_of
-from terrazzo.compress.quantise import (
+from terrazzo.compression import DistillConfig, DistillWorkload, examples_of
+from terrazzo.compression.quantise import (
     BitPlan,
     Quantised,
     QuantiseOptions,
@@ -25,9 +25,9 @@ from terrazzo.compress.quantise import (
     sensitivity,
     weights_of,
 )
-from terrazzo.compress.quantise.bits import evaluating
-from terrazzo.compress.quantise.grids import nearest
-from terrazzo.compress.quantise.spectrum import task_loss
+from terrazzo.compression.quantise.bits import evaluating
+from terrazzo.compression.quantise.grids import nearest
+from terrazzo.compression.quantise.spectrum import task_loss
 from terrazzo.packed import Packed
 from terrazzo.tasks import TaskModel
 from terrazzo.tasks.labelled import LabelledRows

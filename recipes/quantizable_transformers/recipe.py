@@ -17,7 +17,7 @@ from recipes.claims import Tier
 from recipes.runner import Context
 from recipes.wikipedia import SOURCE, prepared_part
 from terrazzo.checkpoint import load_model
-from terrazzo.compress import W8A8, measure_outliers, pseudo_perplexities, simulate_w8a8
+from terrazzo.compression import W8A8, measure_outliers, pseudo_perplexities, simulate_w8a8
 from terrazzo.data import Corpus, evaluation_batches
 from terrazzo.data.corpus import Split
 from terrazzo.nn import Encoder, MaskedLM, bert

@@ -13,7 +13,7 @@ import torch
 from recipes.claims import Tier
 from recipes.compressed import TINY, Start, around, begin, drawn, folder_points, packed_rows, points, trained, workload
 from recipes.runner import Context
-from terrazzo.compress import (
+from terrazzo.compression import (
     Database,
     DistillConfig,
     DistillWorkload,
@@ -24,9 +24,9 @@ from terrazzo.compress import (
     search_plan,
     stitch,
 )
-from terrazzo.compress.sites import Site, sites
-from terrazzo.compress.structured import magnitude, without_update
-from terrazzo.compress.ziplm import database, default_levels
+from terrazzo.compression.sites import Site, sites
+from terrazzo.compression.structured import magnitude, without_update
+from terrazzo.compression.ziplm import database, default_levels
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.objectives import SupervisedConfig
 from terrazzo.packed import Packed

@@ -38,9 +38,9 @@ def compress(
     fields: Fields = None,
 ) -> None:
     """This model, on this machine, so many times faster, at most so much worse: with the proof."""
-    from terrazzo.compress.goal import Goal
-    from terrazzo.compress.pipeline import compress as run
-    from terrazzo.compress.speed import Here
+    from terrazzo.compression.goal import Goal
+    from terrazzo.compression.pipeline import compress as run
+    from terrazzo.compression.speed import Here
 
     if out is None and not dry_run:
         raise InputError("--out: name the folder to make, or ask for a --dry-run")
@@ -69,7 +69,7 @@ def prove(
     here: Annotated[bool, typer.Option("--here", help="On another machine: measure anew and write its proof.")] = False,
 ) -> None:
     """Measure every figure of a compressed model's proof again, on this machine."""
-    from terrazzo.compress.proof import prove as run
+    from terrazzo.compression.proof import prove as run
 
     verified = run(
         folder, model=model, data=data, held_out=held_out, here=here, log=lambda line: print(line, flush=True)

@@ -1,0 +1,163 @@
+"""Candidates: models that are made, exported and measured, one folder each, so that an interrupted search goes on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from terrazzo.checkpoint import atomic_folder
+from terrazzo.compression.offers import Offer
+from terrazzo.compression.proof import open_small, size_of
+from terrazzo.compression.quantise import Quantised, save_packed
+from terrazzo.compression.speed import Bench
+from terrazzo.compression.subject import Subject, drop_of
+from terrazzo.config import from_dict, read_file, to_dict
+from terrazzo.errors import InputError
+from terrazzo.provenance import write_json_atomic
+from terrazzo.runtime import Precision
+from terrazzo.runtime.folder import RuntimeName
+from terrazzo.runtime.quantise import Target
+from terrazzo.tasks.calibration import Calibration, calibration_of
+from terrazzo.tasks.export import export_into, open_source
+from terrazzo.tasks.model import TaskModel, save_task_model
+from terrazzo.tasks.predict import Predictor
+from terrazzo.tasks.task import Result
+from terrazzo.tasks.training import tokenizer_file
+
+OFFER, MODEL, EXPORTED = "offer.json", "model", "exported"
+#: What int8 must keep of a candidate before its accuracy is measured on rows with answers, which decides.
+_TARGET = Target(cosine=0.97, answers=0.0)
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A measured model and the folder that it runs from."""
+
+    offer: Offer
+    folder: Path
+
+
+class Workshop:
+    """Makes and measures candidates.
+
+    Args:
+        folder: where they lie; what is finished there is not made again.
+        runtime, precision: that they are exported to; fp32: the runtime that the dense model is fastest in.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        bench: Bench,
+        folder: Path,
+        runtime: RuntimeName,
+        precision: Precision,
+        fp32: RuntimeName,
+        log: Log,
+    ) -> None:
+        self.subject, self.bench, self.folder, self.log = subject, bench, folder, log
+        self.runtime, self.precision, self.fp32 = runtime, precision, fp32
+
+    @cached_property
+    def dense_answers(self) -> list[Result]:
+        """What the dense model says of the rows to choose by."""
+        return self.subject.answers(self.subject.choose.examples)
+
+    def calibration(self) -> Calibration:
+        """Rows to learn from that set the ranges of int8."""
+        loaded = self.subject.loaded
+        return calibration_of(self.subject.learn.examples, loaded.tokenizer, loaded.max_len, self.subject.task)
+
+    def candidate(
+        self,
+        key: str,
+        name: str,
+        make: Callable[[], TaskModel],
+        sizes: Mapping[str, int] | None = None,
+        predicted_ms: float | None = None,
+    ) -> Candidate:
+        """The model that `make` gives, on its runtime, with its speed and its drop on the rows to choose by.
+
+        Raises:
+            InputError: int8 that is far from the model in fp32.
+        """
+        folder = self.folder / key
+        if (folder / OFFER).is_file():
+            return Candidate(offer=from_dict(Offer, read_file(folder / OFFER), str(folder)), folder=folder / EXPORTED)
+        if not (folder / MODEL).is_dir():
+            self.save(make(), folder / MODEL)
+        shutil.rmtree(folder / EXPORTED, ignore_errors=True)
+        with atomic_folder(folder / EXPORTED) as out:
+            export_into(
+                out, open_source(folder / MODEL), self.calibration(), (self.runtime,), self.precision, _TARGET, self.log
+            )
+        offer = self.measured(folder / EXPORTED, name, sizes or {}, predicted_ms)
+        write_json_atomic(folder / OFFER, to_dict(offer))
+        self.log(f"made      {offer}")
+        return Candidate(offer=offer, folder=folder / EXPORTED)
+
+    def packed(self, key: str, name: str, make: Callable[[], Quantised[TaskModel]]) -> Candidate:
+        """The model of few bits that `make` gives, packed on disk; it runs in PyTorch as any other."""
+        folder = self.folder / key
+        if not (folder / OFFER).is_file():
+            quantised, loaded = make(), self.subject.loaded
+            with tokenizer_file(loaded.tokenizer) as file:
+                save_packed(folder / EXPORTED, quantised, file, max_len=loaded.max_len)
+            offer = self.measured(folder / EXPORTED, name, {}, None, quantised.plan.bits)
+            write_json_atomic(folder / OFFER, to_dict(offer))
+            self.log(f"made      {offer}")
+        return Candidate(offer=from_dict(Offer, read_file(folder / OFFER), str(folder)), folder=folder / EXPORTED)
+
+    def measured(
+        self,
+        folder: Path,
+        name: str,
+        sizes: Mapping[str, int],
+        predicted_ms: float | None,
+        bits: Mapping[str, int] | None = None,
+    ) -> Offer:
+        """The figures of a folder that is ready to run."""
+        small, runtime = open_small(folder, self.bench)
+        rows = self.subject.choose.examples
+        said = Predictor(small.model, small.tokenizer, small.max_len, runtime=runtime).predict(rows)
+        drop = drop_of(self.subject.task, rows, self.dense_answers, said)
+        times = self.bench.time({self.fp32: self.bench.dense[self.fp32], "small": runtime})
+        size = size_of(folder, self.subject)
+        ms = times.ms["small"]
+        return Offer(
+            name=name,
+            runtime="torch" if bits else self.runtime,
+            precision="fp32" if bits else self.precision,
+            sizes=dict(sizes),
+            bits=dict(bits or {}),
+            predicted_ms=predicted_ms,
+            ms=ms,
+            faster=times.ms[self.fp32] / ms,
+            bytes=size.bytes,
+            smaller=size.smaller,
+            metric=drop.small,
+            drop=drop.points,
+            drop_high=drop.most,
+        )
+
+    def save(self, model: TaskModel, folder: Path) -> None:
+        """A task folder of a model."""
+        loaded = self.subject.loaded
+        with tokenizer_file(loaded.tokenizer) as file:
+            save_task_model(folder, model, file, max_len=loaded.max_len)
+
+
+def refuse_other_files(out: Path, known: Sequence[str]) -> None:
+    """Refuse a folder that holds what no compression wrote.
+
+    Raises:
+        InputError: naming the files.
+    """
+    if out.is_dir():
+        foreign = sorted(file.name for file in out.iterdir() if file.name not in known)
+        if foreign and not (out / "proof.json").is_file():
+            raise InputError(f"--out {out}: holds other files ({', '.join(foreign[:3])}): name a new or empty folder")

@@ -1,0 +1,142 @@
+"""Labelled rows told apart: some to learn from, some to choose by, and some that only the proof sees."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from terrazzo.compression.goal import rows_to_prove
+from terrazzo.errors import InputError
+from terrazzo.tasks.evaluate import fingerprint
+from terrazzo.tasks.rows import read_examples
+from terrazzo.tasks.suspicions import text_key
+from terrazzo.tasks.task import BadRow, Example, Task
+
+#: Rows to choose by, at most, and their share of those held out; rows held out of a file, at most, and their share.
+MOST_CHOOSING, CHOOSING = 1000, 0.25
+MOST_HELD_OUT, HELD_OUT = 5000, 0.5
+#: The least share of answers that compression changes; a proof that needs more rows than this says is hopeless.
+LEAST_CHANGED = 0.02
+#: Rows below which nothing can be chosen.
+LEAST_ROWS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The rows of a compression.
+
+    Args:
+        learn: calibrate, prune and distil; choose: judge candidates; proof: judge the one that was chosen.
+        same_file: whether all come from one file.
+    """
+
+    learn: list[Example]
+    choose: list[Example]
+    proof: list[Example]
+    same_file: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the texts and answers that the proof is made on."""
+        return fingerprint(self.proof)
+
+
+def split_rows(
+    task: Task,
+    rows: Sequence[Example],
+    held_out: Sequence[Example] | None,
+    drop: float,
+    seed: int,
+    source: str = "data",
+    judging: str = "",
+) -> Split:
+    """Shuffle rows by `seed` and tell them apart; no text stands in two parts.
+
+    Args:
+        held_out: rows that the model was not fine-tuned on, to choose and to prove by; None takes a share of `rows`.
+        drop: points that are to be proved; source, judging: what messages call both.
+
+    Raises:
+        InputError: too few rows, with how many are needed; a drop that no number of rows proves.
+    """
+    if drop <= 0:
+        raise InputError("a drop of 0 points cannot be proved by any number of rows: allow some, e.g. --max-drop 0.5")
+    learn = _shuffled(rows, seed)
+    if held_out is None:
+        judged, learn = _apart(learn, min(MOST_HELD_OUT, int(HELD_OUT * len(learn))))
+    else:
+        judged = _shuffled(held_out, seed)
+        kept = {text_key(row) for row in judged}
+        learn = [row for row in learn if text_key(row) not in kept]
+    choose, proof = _apart(judged, min(MOST_CHOOSING, max(LEAST_ROWS, int(CHOOSING * len(judged)))))
+    split = Split(learn=learn, choose=choose, proof=proof, same_file=held_out is None)
+    _refuse_few(task, split, drop, source, judging, len(rows))
+    return split
+
+
+def read_split(
+    task: Task,
+    data: str | Path,
+    held_out: str | Path | None,
+    drop: float,
+    seed: int,
+    fields: Mapping[str, str] | None = None,
+) -> Split:
+    """The same of files.
+
+    Raises:
+        InputError: a file cannot be read, or as `split_rows`.
+    """
+    rows = read_examples(data, task.kind, fields)
+    judged = None if held_out is None else read_examples(held_out, task.kind, fields)
+    return split_rows(task, rows, judged, drop, seed, str(data), str(held_out or ""))
+
+
+def refuse_unknown(task: Task, encoded: Sequence[object], source: str) -> None:
+    """Refuse rows of which most have answers that the task does not know.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    bad = [given for given in encoded if isinstance(given, BadRow)]
+    if 2 * len(bad) > len(encoded):
+        raise InputError(
+            f"{source}: {len(bad):,} of {len(encoded):,} rows are none of this model's task; the first: "
+            f"{bad[0].where}: {bad[0].message}: give rows of the task that it was fine-tuned on"
+        )
+
+
+def _shuffled(rows: Sequence[Example], seed: int) -> list[Example]:
+    """The rows that have answers, in an order of `seed`."""
+    chosen = [row for row in rows if row.target is not None]
+    random.Random(seed).shuffle(chosen)
+    return chosen
+
+
+def _apart(rows: Sequence[Example], count: int) -> tuple[list[Example], list[Example]]:
+    """The first `count` rows and the others, those whose text is among the first left out."""
+    first = list(rows[:count])
+    keys = {text_key(row) for row in first}
+    return first, [row for row in rows[count:] if text_key(row) not in keys]
+
+
+def _refuse_few(task: Task, split: Split, drop: float, source: str, judging: str, given: int) -> None:
+    if len(split.learn) < LEAST_ROWS or len(split.choose) < LEAST_ROWS:
+        raise InputError(
+            f"{source}: {given:,} rows leave {len(split.learn):,} to learn from and {len(split.choose):,} to choose "
+            f"by; {LEAST_ROWS} of each are the least: give more rows"
+        )
+    needed = rows_to_prove(drop, LEAST_CHANGED)
+    if task.kind in ("label", "pair", "multi") and len(split.proof) < needed:
+        more = (
+            f"about {int(needed / (1 - CHOOSING) / HELD_OUT) + 1:,} rows in all, or others with --held-out"
+            if split.same_file
+            else f"about {int(needed / (1 - CHOOSING)) + 1:,} rows in --held-out"
+        )
+        raise InputError(
+            f"{judging or source}: {len(split.proof):,} rows are too few to prove a drop of at most {drop:g} points; "
+            f"at least {needed:,} are needed even if only {LEAST_CHANGED:.0%} of the answers change: give {more}, or "
+            "allow a larger --max-drop"
+        )

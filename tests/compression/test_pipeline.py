@@ -1,0 +1,321 @@
+"""One sentence in, a smaller model and its proof out. Times are made up, so that nothing depends on this machine."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import terrazzo
+from terrazzo.compression import cutting, pipeline
+from terrazzo.compression.goal import Goal
+from terrazzo.compression.latency import Curve, LatencyTable
+from terrazzo.compression.means import Means
+from terrazzo.compression.offers import GoalUnreachable, Offer, frontier, nearest
+from terrazzo.compression.pipeline import Asked, Compression
+from terrazzo.compression.proof import NotProved, prove, read_proof
+from terrazzo.compression.recover import RecoverConfig
+from terrazzo.compression.rows import split_rows
+from terrazzo.compression.search import SearchOptions
+from terrazzo.compression.sites import sites
+from terrazzo.compression.speed import Bench, Here
+from terrazzo.compression.timing import Times, TooNoisy
+from terrazzo.errors import InputError
+from terrazzo.objectives import SupervisedConfig
+from terrazzo.optim import AdamWConfig
+from terrazzo.runtime import choice
+from terrazzo.runtime.machine import Machine, this_machine
+from terrazzo.tasks.label import LabelTask
+from terrazzo.tasks.labelled import LabelledRows
+from terrazzo.tasks.task import Example
+from terrazzo.tasks.training import TaskWorkload
+from terrazzo.testing import TINY_MODEL, log_metrics
+from terrazzo.train import Budget, Init, RunConfig, Sampling, Stage, train
+
+ANIMALS = ("cat", "dog", "bird")
+THINGS = ("river", "engine", "bridge")
+
+
+def examples(count, seed=0):
+    draw = random.Random(seed)
+    rows = []
+    while len(rows) < count:
+        word = draw.choice(ANIMALS + THINGS)
+        tail = " ".join(
+            draw.choice(("hums", "sings", "at night", "in the garden", "again", "until morning")) for _ in "ab"
+        )
+        rows.append((f"the {word} {tail} {draw.randint(0, 9999)}", "animal" if word in ANIMALS else "thing"))
+    return rows
+
+
+def write(file: Path, rows) -> Path:
+    file.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    return file
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, corpus):
+    """A tiny fine-tuned model that is nearly always right, and files of rows."""
+    folder = tmp_path_factory.mktemp("compress")
+    rows = [Example(text=text, target=label) for text, label in examples(96, 1)]
+    task = LabelTask.learn(rows)
+    encoded = LabelledRows.encode(task, rows, corpus.tokenizer, 32)
+    work = TaskWorkload(task=task, tokenizer=corpus.tokenizer, max_len=32, batch_size=16, train=encoded, dev=encoded)
+    stage = Stage(
+        model=Init(fields=TINY_MODEL),
+        objective=SupervisedConfig(),
+        sampling=Sampling(workers=0),
+        optimizer=AdamWConfig(lr=1e-2),
+        budget=Budget(steps=60),
+    )
+    run = RunConfig(data="", out=str(folder / "run"), stages=(stage,), device="cpu", precision="fp32", threads=1)
+    train(run, workload=work, hooks=log_metrics)
+    return (
+        folder / "run",
+        write(folder / "learn.jsonl", examples(240, 2)),
+        write(folder / "held.jsonl", examples(900, 3)),
+    )
+
+
+class SimulatedBench(Bench):
+    """Times follow from what a model keeps: 1 ms without any heads and units, the rest by their number."""
+
+    noisy = False
+
+    def __init__(self, subject, on):
+        super().__init__(subject, on, machine=Machine(cpu=this_machine().cpu, instructions=(), cores=2))
+
+    def milliseconds(self, config):
+        shares = [
+            site.size(config) / site.size(self.subject.encoder.config) for site in sites(self.subject.encoder.config)
+        ]
+        return 1.0 + 9.0 * sum(shares) / len(shares)
+
+    def time(self, runtimes):
+        if self.noisy:
+            raise TooNoisy("the batch", 0.2, 0.05, 60)
+        slower = {"torch": 1.0, "openvino": 1.2, "onnx": 1.3, "plain PyTorch": 2.0, "small": 1.0}
+        dense = self.subject.encoder.config
+        ms = {name: slower[name] * self.milliseconds(getattr(one, "config", dense)) for name, one in runtimes.items()}
+        return Times(ms=ms, spread=0.01, rounds=6)
+
+    def table(self, runtime, precision):
+        shape = self.subject.encoder.config.replace(dropout=0.0, attention_dropout=0.0, init="normal")
+        layers, each = tuple(range(shape.depth)), 9.0 / (2 * shape.depth)
+        curves = tuple(
+            Curve(kind=site.kind, layers=layers, sizes=(0, site.size(shape)), ms=(0.0, each))
+            for site in sites(shape)[:2]
+        )
+        return LatencyTable(
+            shape=shape,
+            conditions=self.conditions(runtime, precision),
+            remainder_ms=1.0,
+            curves=curves,
+            spread=0.0,
+            machine=self.machine.key,
+            packages={},
+        )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(choice, "SECONDS", 0.01)
+
+
+def compress(made, out, goal, bench=SimulatedBench, **more):
+    model, data, held = made
+    lines = []
+    asked = Asked(model=str(model), data=str(data), held_out=str(held), goal=goal, out=Path(out), **more)
+    return Compression(asked, lines.append, bench).run(dry_run=False), lines
+
+
+def test_a_goal_is_reached_and_its_proof_is_what_anyone_would_measure(made, tmp_path) -> None:
+    done, lines = compress(made, tmp_path / "out", Goal(faster=2.5, drop=5.0))
+    proof = read_proof(tmp_path / "out")
+    assert proof == done.proof
+    assert (
+        proof.proved
+        and proof.speeds.faster >= 2.5
+        and proof.speeds.faster_plain == pytest.approx(2 * proof.speeds.faster)
+    )
+    small = terrazzo.load(tmp_path / "out")
+    shares = [site.size(small.config) / site.size(terrazzo.load(made[0]).config) for site in sites(small.config)]
+    assert proof.speeds.ms == pytest.approx(1 + 9 * sum(shares) / len(shares))
+    task = LabelTask(classes=("animal", "thing"))
+    rows = [
+        Example(text=json.loads(line)["text"], target=json.loads(line)["label"])
+        for line in made[2].read_text().splitlines()
+    ]
+    split = split_rows(task, [Example(text=t, target=label) for t, label in examples(240, 2)], rows, 5.0, 0)
+    right = [
+        sum(
+            said.label == row.target
+            for said, row in zip(model.predict([r.text for r in split.proof]), split.proof, strict=True)
+        )
+        for model in (terrazzo.load(made[0]), small)
+    ]
+    assert proof.quality.rows == len(split.proof)
+    assert proof.quality.drop == pytest.approx(100 * (right[0] - right[1]) / len(split.proof), abs=1e-9)
+    assert proof.size.bytes == sum(
+        (tmp_path / "out" / n).stat().st_size for n in ("model.safetensors", "head.safetensors")
+    )
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"{proof.speeds.faster:.2f}" in page and "Frontier" in page
+    assert not list(tmp_path.glob(".out.work")) and any("prove" in line for line in lines)
+    again = prove(tmp_path / "out", here=True, bench=SimulatedBench)
+    assert not again.differing and again.now.proved
+
+
+def test_rows_of_the_proof_are_seen_by_nothing_else(made) -> None:
+    rows = [Example(text=text, target=label) for text, label in examples(3000, 7)]
+    split = split_rows(LabelTask(classes=("animal", "thing")), rows, None, 5.0, 3)
+    parts = [{row.text for row in part} for part in (split.learn, split.choose, split.proof)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) and all(parts)
+    assert split == split_rows(LabelTask(classes=("animal", "thing")), rows, None, 5.0, 3)
+
+
+def test_a_goal_out_of_reach_says_what_was_measured(made, tmp_path) -> None:
+    with pytest.raises(GoalUnreachable, match="nearest offers") as caught:
+        compress(made, tmp_path / "out", Goal(faster=20, drop=5.0))
+    assert caught.value.offers and not (tmp_path / "out").exists()
+    assert (tmp_path / ".out.work" / "report.html").is_file()
+
+
+def test_an_interrupted_search_goes_on(made, tmp_path, monkeypatch) -> None:
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    goal = Goal(faster=5, drop=30.0)
+    monkeypatch.setattr(pipeline.Compression, "_sure", lambda self, offer: False)
+    monkeypatch.setattr(cutting, "recover", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compress(made, tmp_path / "out", goal)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(choice, "SECONDS", 0.01)
+    monkeypatch.setattr(pipeline.Compression, "_sure", lambda self, offer: False)
+    made_again = []
+    monkeypatch.setattr(pipeline.Workshop, "save", lambda *args: made_again.append(args) or SAVE(*args))
+    done, _ = compress(made, tmp_path / "out", goal)
+    assert done.proof.speeds.faster >= 5 and len(made_again) == 1  # what was trained; the others lay there
+
+
+SAVE = pipeline.Workshop.save
+
+
+def test_a_long_way_is_gone_in_rounds(made, tmp_path, monkeypatch) -> None:
+    quick = Means(
+        search=SearchOptions(starts=2, failures=1, evaluations=4),
+        loss_rows=50,
+        calibration=64,
+        recover=RecoverConfig(epochs=0.5),
+        gradual=1.6,
+    )
+    monkeypatch.setitem(pipeline.MEANS, "hours", quick)
+    monkeypatch.setattr(pipeline.Compression, "_sure", lambda self, offer: False)
+    done, lines = compress(made, tmp_path / "out", Goal(faster=3, drop=49.0), effort="hours")
+    said = [line for line in lines if "round" in line]
+    assert (
+        len(said) >= 2
+        and said[-1].split(":")[0].endswith(f"round {len(said)} of {len(said)}")
+        and len(set(said)) == len(said)
+    )
+    assert done.proof.proved and done.proof.speeds.faster >= 3
+
+
+def test_as_small_as_asked_by_few_bits(made, tmp_path) -> None:
+    done, _ = compress(made, tmp_path / "out", Goal(smaller=5, drop=10.0))
+    stored = sum((tmp_path / "out" / name).stat().st_size for name in ("model.packed.safetensors", "head.safetensors"))
+    dense = sum(parameter.numel() for parameter in terrazzo.load(made[0]).predictor.model.parameters())
+    assert (
+        done.proof.proved
+        and 4 * dense / stored == pytest.approx(done.proof.size.smaller)
+        and done.proof.size.smaller >= 5
+    )
+    texts = [text for text, _ in examples(64, 3)]
+    dense_said, said = (terrazzo.load(folder).predict(texts) for folder in (made[0], tmp_path / "out"))
+    assert sum(a.label == b.label for a, b in zip(dense_said, said, strict=True)) >= 60
+    with pytest.raises(InputError, match="few bits"):
+        compress((tmp_path / "out", *made[1:]), tmp_path / "again", Goal(smaller=5, drop=10.0))
+
+
+def test_a_noisy_machine_gets_no_proof_of_speed(made, tmp_path) -> None:
+    class Noisy(SimulatedBench):
+        def beside(self, small=None):
+            self.noisy = small is not None
+            try:
+                return super().beside(small)
+            finally:
+                self.noisy = False
+
+    with pytest.raises(NotProved, match="too noisy"):
+        compress(made, tmp_path / "out", Goal(faster=2, drop=5.0), bench=Noisy)
+    assert read_proof(tmp_path / "out").speeds is None
+
+
+def test_a_proof_is_of_one_machine_one_model_and_one_set_of_rows(made, tmp_path) -> None:
+    compress(made, tmp_path / "out", Goal(faster=2, drop=5.0))
+    with pytest.raises(InputError, match="--here"):
+        prove(tmp_path / "out", bench=SimulatedBench)
+    with pytest.raises(InputError, match="not those of"):
+        prove(tmp_path / "out", held_out=write(tmp_path / "other.jsonl", examples(900, 9)), here=True)
+    weights = tmp_path / "out" / "head.safetensors"
+    blob = bytearray(weights.read_bytes())
+    blob[-64:] = bytes(64)
+    weights.write_bytes(bytes(blob))
+    with pytest.raises(InputError, match=re.escape("head.safetensors")):
+        prove(tmp_path / "out", here=True, bench=SimulatedBench)
+
+
+def test_what_cannot_be_compressed_is_refused(made, tmp_path) -> None:
+    model, data, held = made
+    few = write(tmp_path / "few.jsonl", examples(300, 4))
+    with pytest.raises(InputError, match="too few to prove a drop of at most 1 points.*542"):
+        compress((model, data, few), tmp_path / "out", Goal(faster=2, drop=1.0))
+    with pytest.raises(InputError, match="cannot be proved"):
+        compress(made, tmp_path / "out", Goal(faster=2, drop=0.0))
+    other = write(
+        tmp_path / "other.jsonl",
+        [(text, "thing" if label == "animal" else "animal") for text, label in examples(900, 5)],
+    )
+    with pytest.raises(InputError, match="of another task"):
+        compress((model, data, other), tmp_path / "out", Goal(faster=2, drop=5.0))
+    strange = write(tmp_path / "strange.jsonl", [(text, "verb") for text, _ in examples(900, 5)])
+    with pytest.raises(InputError, match="none of this model's task"):
+        compress((model, data, strange), tmp_path / "out", Goal(faster=2, drop=5.0))
+    compress(made, tmp_path / "small", Goal(faster=2.5, drop=5.0))
+    with pytest.raises(InputError, match="compressed already"):
+        compress((tmp_path / "small", data, held), tmp_path / "out", Goal(faster=2, drop=5.0))
+
+
+def offer(name, faster, smaller, drop):
+    return Offer(
+        name=name,
+        runtime="torch",
+        precision="fp32",
+        ms=1 / faster,
+        faster=faster,
+        bytes=1,
+        smaller=smaller,
+        metric=90 - drop,
+        drop=drop,
+        drop_high=drop + 0.5,
+    )
+
+
+def test_the_frontier_holds_what_nothing_beats() -> None:
+    some = [offer("a", 2, 4, 0.1), offer("b", 2, 4, 0.5), offer("c", 5, 5, 2.0), offer("d", 4, 4, 3.0)]
+    assert [one.name for one in frontier(some)] == ["a", "c"]
+    assert [one.name for one in nearest(Goal(faster=4, drop=1.0), some)] == ["a", "c"]
+
+
+def test_threads_beyond_the_machine_are_refused(made) -> None:
+    with pytest.raises(InputError, match="threads 99"):
+        compress(made, "out", Goal(faster=2, drop=5.0), on=Here(threads=99))
+
+
+torch.set_num_threads(1)
