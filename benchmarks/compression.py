@@ -53,9 +53,9 @@ ORDERS: Mapping[str, Order] = {
     "clinc150-4x": Order(task="clinc150", goal=Goal(faster=4, drop=1.0)),
     "stsb-4x": Order(task="stsb", goal=Goal(faster=4, drop=1.0)),
     "sst2-small8": Order(task="sst2", goal=Goal(smaller=8, drop=1.0)),
-    "sst2-6x": Order(task="sst2", goal=Goal(faster=6, drop=2.0), effort="hours"),
-    "sst2-12x": Order(task="sst2", goal=Goal(faster=12, drop=7.5), effort="hours"),
+    "sst2-6x": Order(task="sst2", goal=Goal(faster=6, drop=2.0)),
     "sst2-8x": Order(task="sst2", goal=Goal(faster=8, drop=1.0), effort="hours"),
+    "sst2-12x": Order(task="sst2", goal=Goal(faster=12, drop=7.5), effort="hours"),
     "sst2-small13": Order(task="sst2", goal=Goal(smaller=13, drop=1.0), effort="hours"),
 }
 
