@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -27,7 +27,8 @@ class Settings:
     Args:
         proof: rows of each task that judge; chosen_by: rows of dev that choose how to merge.
         p: share that is dropped; more: another, tried with seed 0 alone.
-        methods, scales, dropped: the grid of mergings; a scale of an average is times the number of tasks.
+        weights, dropped: the grid of mergings: factors of each task's changes, which are summed.
+        ties: the scales at which TIES is tried, with equal weights and this `density`.
         merges: draws of the chosen merging that are judged.
     """
 
@@ -37,14 +38,17 @@ class Settings:
     p: float = 0.9
     more: float = 0.99
     seeds: int = 5
-    methods: tuple[Method, ...] = ("arithmetic", "ties")
-    scales: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0)
-    dropped: tuple[float, ...] = (0.0, 0.5, 0.9)
+    weights: Mapping[str, tuple[float, ...]] = field(
+        default_factory=lambda: {"mrpc": (0.5, 0.8), "stsb": (0.7, 1.0), "clinc150": (0.15, 0.3, 0.5)}
+    )
+    dropped: tuple[float, ...] = (0.0, 0.5)
+    ties: tuple[float, ...] = (0.5, 1.0)
+    density: float = 0.2
     merges: int = 3
 
 
 SETTINGS = {
-    "smoke": Settings(seeds=1, scales=(0.5,), dropped=(0.0, 0.5), merges=1),
+    "smoke": Settings(seeds=1, weights={"mrpc": (1.0,), "stsb": (1.0,), "clinc150": (0.3, 0.5)}, ties=(), merges=1),
     "small": Settings(proof=1200),
 }
 
@@ -65,7 +69,9 @@ class Merging:
 
     p: float
     method: Method
-    scale: float
+    scale: float = 1.0
+    density: float = 1.0
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
@@ -136,20 +142,33 @@ def _chosen(
     rows = {name: drawn(own.start.rows.dev, settings.chosen_by) for name, own in tuned.items()}
     full = {name: points(own.loaded.model, own.loaded, rows[name]) for name, own in tuned.items()}
     grid: list[tuple[Merging, dict[str, float]]] = []
-    for p in settings.dropped:
-        kept = {name: drop_all(some, p, 0, label=name) for name, some in changes.items()}
-        for method, scale in itertools.product(settings.methods, settings.scales):
-            joined = {key: scale * combine([some[key] for some in kept.values()], method) for key in base.state}
-            state, losses = add(base.state, joined), {}
-            for name, own in tuned.items():
-                model = task_model(base, state, head_of(own.loaded.model), own.loaded.model.task)
-                losses[name] = full[name] - points(model, own.loaded, rows[name])
-            grid.append((Merging(p=p, method=method, scale=scale), losses))
-            context.log(f"{grid[-1]}")
+    for merging in _grid(settings):
+        kept = {name: drop_all(some, merging.p, 0, label=name) for name, some in changes.items()}
+        weighed = [(merging.weights.get(name, 1.0), own) for name, own in kept.items()]
+        joined = {
+            key: merging.scale
+            * combine([weight * own[key] for weight, own in weighed], merging.method, merging.density)
+            for key in base.state
+        }
+        state, losses = add(base.state, joined), {}
+        for name, own in tuned.items():
+            model = task_model(base, state, head_of(own.loaded.model), own.loaded.model.task)
+            losses[name] = full[name] - points(model, own.loaded, rows[name])
+        grid.append((merging, losses))
+        context.log(f"{merging}: {losses}")
     context.record("merging_grid", [{**vars(merging), **losses} for merging, losses in grid])
     best, _ = min(grid, key=lambda tried: max(tried[1].values()))
     context.record("merging", vars(best))
     return best
+
+
+def _grid(settings: Settings) -> list[Merging]:
+    """Every merging that is tried."""
+    names, found = list(settings.weights), []
+    for p in settings.dropped:
+        for chosen in itertools.product(*settings.weights.values()):
+            found.append(Merging(p=p, method="arithmetic", weights=dict(zip(names, chosen, strict=True))))
+    return found + [Merging(p=0.0, method="ties", scale=scale, density=settings.density) for scale in settings.ties]
 
 
 def _judged(tuned: Mapping[str, Tuned], base: Base, best: Merging, seed: int, context: Context) -> dict[str, float]:
@@ -157,7 +176,17 @@ def _judged(tuned: Mapping[str, Tuned], base: Base, best: Merging, seed: int, co
     out = context.work / f"dare-merged-{seed}"
     shutil.rmtree(out, ignore_errors=True)
     folders = {name: own.folder for name, own in tuned.items()}
-    merged = merge(base.folder, folders, out, best.p, best.method, seed, scale=best.scale)
+    merged = merge(
+        base.folder,
+        folders,
+        out,
+        best.p,
+        best.method,
+        seed,
+        scale=best.scale,
+        weights=best.weights,
+        density=best.density,
+    )
     losses = {
         f"merged_drop_{name}": own.score - folder_points(merged.folders[name], own.start.rows.proof)
         for name, own in tuned.items()

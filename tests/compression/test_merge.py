@@ -104,6 +104,15 @@ def test_every_folder_has_the_merged_encoder_and_its_own_head(made, tmp_path, me
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["merge.json", *sorted(TASKS)]
 
 
+def test_each_difference_has_its_own_weight(made, tmp_path):
+    base, tuned = made
+    merged = merge(base.folder, list(tuned.values()), tmp_path / "out", 0.0, "arithmetic", weights={"size": 0.25})
+    changes = {name: changes_of(load_task_model(tuned[name]).model, base) for name in TASKS}
+    for key, tensor in encoder_of(merged.folders["mood"]).items():
+        own = [0.25 * some[key] if name == "size" else some[key] for name, some in changes.items()]
+        assert_close(tensor, base.state[key] + sum(own), rtol=0, atol=1e-6)
+
+
 def test_one_model_answers_all_where_all_tasks_are_classes(made, tmp_path):
     base, tuned = made
     folders = {"a": tuned["mood"], "b": tuned["size"]}
@@ -143,6 +152,8 @@ def test_what_cannot_be_merged(made, tmp_path):
         (two, {"density": 0.5}, "only method 'ties'"),
         (two, {"method": "ties", "density": 0.0}, "density is the share"),
         (two, {"scale": 0.0}, "scale must be above 0"),
+        (two, {"weights": {"moods": 0.5}}, "did you mean 'mood'"),
+        (two, {"weights": {"mood": float("nan")}}, "that of mood is nan"),
         (two, {"out": tmp_path / "full"}, "holds other files"),
     ):
         with pytest.raises(InputError, match=message):

@@ -87,6 +87,7 @@ def merge(
     seed: int = 0,
     *,
     scale: float = 1.0,
+    weights: Mapping[str, float] | None = None,
     density: float = 1.0,
     rescale: bool = True,
 ) -> Merged:
@@ -101,6 +102,8 @@ def merge(
         p: probability to drop an entry of a difference; what stays is divided by 1 - p.
         method: how differences are joined, see `combine`; density is that of "ties".
         scale: factor of the joined difference.
+        weights: factors of single differences before they are joined, by name, 1 where there is none: a fine-tuning at
+            a higher learning rate goes further, and drowns the others.
         rescale: without, dropped entries shrink the differences (for comparisons).
 
     Raises:
@@ -108,19 +111,31 @@ def merge(
             holds something.
     """
     _check(p, method, scale, density)
-    named, out = _named(folders), Path(out)
+    named, out, weights = _named(folders), Path(out), dict(weights or {})
+    _check_weights(weights, named)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} holds other files: choose another --out")
     opened = Base.open(base)
     loaded = {name: opened.open_task(folder) for name, folder in named.items()}
     changes = {name: changes_of(task.model, opened) for name, task in loaded.items()}
     dropped = {name: drop_all(own, p, seed, label=name, rescale=rescale) for name, own in changes.items()}
-    joined = {name: scale * combine([own[name] for own in dropped.values()], method, density) for name in opened.state}
+    weighed = [(weights.get(name, 1.0), own) for name, own in dropped.items()]
+    joined = {
+        name: scale * combine([weight * own[name] for weight, own in weighed], method, density) for name in opened.state
+    }
     together, note = one_task(loaded)
     record = {
         "format": FORMAT,
         "base": {"folder": str(base), "fingerprint": opened.fingerprint},
-        "method": {"p": p, "method": method, "seed": seed, "scale": scale, "density": density, "rescale": rescale},
+        "method": {
+            "p": p,
+            "method": method,
+            "seed": seed,
+            "scale": scale,
+            "weights": weights,
+            "density": density,
+            "rescale": rescale,
+        },
         "models": {name: {"folder": str(named[name]), **sizes(changes[name])} for name in named},
         "together": None if together is None else TOGETHER,
         "note": note,
@@ -241,3 +256,11 @@ def _check(p: float, method: str, scale: float, density: float) -> None:
         raise InputError(f"density is the share of entries that ties leaves, above 0 and at most 1, got {density}")
     if density < 1 and method != "ties":
         raise InputError(f"density {density}: only method 'ties' leaves out the smallest entries")
+
+
+def _check_weights(weights: Mapping[str, float], named: Mapping[str, Path]) -> None:
+    for name, weight in weights.items():
+        if name not in named:
+            raise InputError(f"weights: {name!r} is none of the models: {nearest(name, named)}")
+        if not math.isfinite(weight):
+            raise InputError(f"weights: that of {name} is {weight}: give a number")
