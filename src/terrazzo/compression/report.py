@@ -10,7 +10,7 @@ import numpy as np
 
 from terrazzo.compression.goal import Goal
 from terrazzo.compression.offers import Offer, Sketch
-from terrazzo.compression.proof import Proof
+from terrazzo.compression.proof_file import Proof
 from terrazzo.provenance import write_text_atomic
 from terrazzo.train.report.charts import Figure, Series, XAxis, chart, columns
 from terrazzo.train.report.cost import machine_of
