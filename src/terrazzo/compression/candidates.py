@@ -12,7 +12,7 @@ from terrazzo.checkpoint import atomic_folder
 from terrazzo.compression.offers import Offer
 from terrazzo.compression.proof import open_small, size_of
 from terrazzo.compression.quantise import Quantised, save_packed
-from terrazzo.compression.speed import Bench
+from terrazzo.compression.speed import Bench, fastest
 from terrazzo.compression.subject import Subject, drop_of
 from terrazzo.config import from_dict, read_file, to_dict
 from terrazzo.errors import InputError
@@ -46,7 +46,7 @@ class Workshop:
 
     Args:
         folder: where they lie; what is finished there is not made again.
-        runtime, precision: that they are exported to; fp32: the runtime that the dense model is fastest in.
+        runtime, precision: that they are exported to.
     """
 
     def __init__(
@@ -56,11 +56,10 @@ class Workshop:
         folder: Path,
         runtime: RuntimeName,
         precision: Precision,
-        fp32: RuntimeName,
         log: Log,
     ) -> None:
         self.subject, self.bench, self.folder, self.log = subject, bench, folder, log
-        self.runtime, self.precision, self.fp32 = runtime, precision, fp32
+        self.runtime, self.precision = runtime, precision
 
     @cached_property
     def dense_answers(self) -> list[Result]:
@@ -125,7 +124,7 @@ class Workshop:
         rows = self.subject.choose.examples
         said = Predictor(small.model, small.tokenizer, small.max_len, runtime=runtime).predict(rows)
         drop = drop_of(self.subject.task, rows, self.dense_answers, said)
-        times = self.bench.time({self.fp32: self.bench.dense[self.fp32], "small": runtime})
+        times = self.bench.beside(runtime)
         size = size_of(folder, self.subject)
         ms = times.ms["small"]
         return Offer(
@@ -136,7 +135,7 @@ class Workshop:
             bits=dict(bits or {}),
             predicted_ms=predicted_ms,
             ms=ms,
-            faster=times.ms[self.fp32] / ms,
+            faster=times.ms[fastest(times)] / ms,
             bytes=size.bytes,
             smaller=size.smaller,
             metric=drop.small,

@@ -204,7 +204,7 @@ class Compression:
     @cached_property
     def shop(self) -> Workshop:
         runtime: RuntimeName = "openvino" if self.precision == "int8" else self.fp32
-        return Workshop(self.subject, self.bench, self.work, runtime, self.precision, self.fp32, self._detail)
+        return Workshop(self.subject, self.bench, self.work, runtime, self.precision, self._detail)
 
     # propose
 
