@@ -55,7 +55,7 @@ ORDERS: Mapping[str, Order] = {
     "sst2-small8": Order(task="sst2", goal=Goal(smaller=8, drop=1.0)),
     "sst2-6x": Order(task="sst2", goal=Goal(faster=6, drop=2.0)),
     "sst2-8x": Order(task="sst2", goal=Goal(faster=8, drop=1.0), effort="hours"),
-    "sst2-12x": Order(task="sst2", goal=Goal(faster=12, drop=7.5), effort="hours"),
+    "sst2-12x": Order(task="sst2", goal=Goal(faster=12, drop=7.5)),
     "sst2-small13": Order(task="sst2", goal=Goal(smaller=13, drop=1.0), effort="hours"),
 }
 
