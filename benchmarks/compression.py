@@ -92,7 +92,7 @@ def fill(name: str, root: Path, work: Path) -> dict[str, Any]:
 
 
 def table_errors(root: Path, work: Path) -> dict[str, Any]:
-    """How far predicted speed-ups over the dense int8 model are off: random plans and those that were chosen on SST-2."""
+    """How far predicted speed-ups over the dense int8 model are off: of random plans and of those chosen on SST-2."""
     source = open_subject(dense_model("sst2", DENSE["sst2"].read(root), work, print))
     assert source.task is not None
     split = read_split(source.task.model.task, work / "sst2/train.jsonl", work / "sst2/held.jsonl", 1.0, 0)
