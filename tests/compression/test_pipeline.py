@@ -12,11 +12,12 @@ import torch
 
 import terrazzo
 from terrazzo.compression import cutting, pipeline
+from terrazzo.compression.asked import Asked
 from terrazzo.compression.goal import Goal
 from terrazzo.compression.latency import Curve, LatencyTable
 from terrazzo.compression.means import Means
 from terrazzo.compression.offers import GoalUnreachable, Offer, frontier, nearest
-from terrazzo.compression.pipeline import Asked, Compression
+from terrazzo.compression.pipeline import Compression
 from terrazzo.compression.proof import NotProved, prove, read_proof
 from terrazzo.compression.recover import RecoverConfig
 from terrazzo.compression.rows import split_rows

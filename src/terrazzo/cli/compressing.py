@@ -45,19 +45,23 @@ def compress(
     if out is None and not dry_run:
         raise InputError("--out: name the folder to make, or ask for a --dry-run")
     goal = Goal(faster=faster, smaller=smaller, under_ms=None if under is None else milliseconds(under), drop=max_drop)
-    run(
-        model,
-        data,
-        goal,
-        out or Path("compressed"),
-        held_out=held_out,
-        on=Here(threads=threads, batch=batch, length=length),
-        effort=effort,
-        fields=fields_of(fields),
-        seed=seed,
-        dry_run=dry_run,
-        log=lambda line: print(line, flush=True),
-    )
+    try:
+        run(
+            model,
+            data,
+            goal,
+            out or Path("compressed"),
+            held_out=held_out,
+            on=Here(threads=threads, batch=batch, length=length),
+            effort=effort,
+            fields=fields_of(fields),
+            seed=seed,
+            dry_run=dry_run,
+            log=lambda line: print(line, flush=True),
+        )
+    except KeyboardInterrupt:
+        print("stopped" if dry_run else f"stopped; the same command goes on with {out}")
+        raise SystemExit(130) from None
 
 
 @app.command()

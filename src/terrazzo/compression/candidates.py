@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,6 @@ from terrazzo.compression.quantise import Quantised, save_packed
 from terrazzo.compression.speed import Bench, fastest
 from terrazzo.compression.subject import Subject, drop_of
 from terrazzo.config import from_dict, read_file, to_dict
-from terrazzo.errors import InputError
 from terrazzo.provenance import write_json_atomic
 from terrazzo.runtime import Precision
 from terrazzo.runtime.folder import RuntimeName
@@ -148,15 +147,3 @@ class Workshop:
         loaded = self.subject.loaded
         with tokenizer_file(loaded.tokenizer) as file:
             save_task_model(folder, model, file, max_len=loaded.max_len)
-
-
-def refuse_other_files(out: Path, known: Sequence[str]) -> None:
-    """Refuse a folder that holds what no compression wrote.
-
-    Raises:
-        InputError: naming the files.
-    """
-    if out.is_dir():
-        foreign = sorted(file.name for file in out.iterdir() if file.name not in known)
-        if foreign and not (out / "proof.json").is_file():
-            raise InputError(f"--out {out}: holds other files ({', '.join(foreign[:3])}): name a new or empty folder")

@@ -47,6 +47,11 @@ class Goal:
         if not 0 <= self.drop <= 100:
             raise InputError(f"drop {self.drop:g}: points of the metric, from 0 to 100")
 
+    @property
+    def asks_speed(self) -> bool:
+        """Whether it says how fast."""
+        return self.faster is not None or self.under_ms is not None
+
     def __str__(self) -> str:
         asked = [
             f"{self.faster:g} times as fast" if self.faster is not None else "",

@@ -6,81 +6,36 @@ first that reaches the goal on the rows to choose by is proved on rows that noth
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from terrazzo.checkpoint import atomic_folder
-from terrazzo.checkpoint.atomic import usable
-from terrazzo.compression.candidates import Candidate, Log, Workshop, refuse_other_files
+from terrazzo.compression.asked import Asked, Compressed
+from terrazzo.compression.candidates import Candidate, Log, Workshop
 from terrazzo.compression.cutting import Cutter
+from terrazzo.compression.few_bits import Packer, budget_of, least_bytes
 from terrazzo.compression.goal import Goal
 from terrazzo.compression.latency import LatencyTable
 from terrazzo.compression.means import MEANS
-from terrazzo.compression.offers import GoalUnreachable, Offer
+from terrazzo.compression.offers import GoalUnreachable, Offer, Sketch
 from terrazzo.compression.plan import Plan, write_plan
-from terrazzo.compression.proof import PROOF, Claim, NotProved, Proof, prove_folder, write_proof
-from terrazzo.compression.quantise import BitPlan, Quantised, quantise, requantise
-from terrazzo.compression.recover import Effort, recover
-from terrazzo.compression.report import REPORT, Sketch, write_report
+from terrazzo.compression.proof import PROOF, Claim, NotProved, prove_folder, resolved, write_proof
+from terrazzo.compression.report import write_report
 from terrazzo.compression.rows import Split, read_split
-from terrazzo.compression.solver import Unreachable
-from terrazzo.compression.speed import PLAIN, Bench, Here, fastest, without_answer
-from terrazzo.compression.subject import Subject, batches, open_subject, refuse_guessing
+from terrazzo.compression.speed import PLAIN, Bench, Here, fastest
+from terrazzo.compression.subject import Subject, open_subject, refuse_guessing
 from terrazzo.compression.timing import Times
-from terrazzo.config import nearest, to_dict
+from terrazzo.compression.workplace import PLAN, Workplace, depends_of, refuse_out
+from terrazzo.config import nearest
 from terrazzo.errors import InputError
 from terrazzo.runtime import Precision
 from terrazzo.runtime.building import installed
 from terrazzo.runtime.folder import RuntimeName
-from terrazzo.tasks.model import TaskModel, load_task_model, model_fingerprint, model_folder
+from terrazzo.tasks.model import model_fingerprint
 from terrazzo.train.units import duration
-
-PLAN = "plan.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compressed:
-    """What a compression came to.
-
-    Args:
-        folder: the model, ready to serve; proof: of every figure; offers: everything that was made on the way.
-    """
-
-    folder: Path
-    proof: Proof
-    offers: tuple[Offer, ...]
-    seconds: float
-
-    @property
-    def report(self) -> Path:
-        """The page about it."""
-        return self.folder / REPORT
-
-    def __str__(self) -> str:
-        return "\n".join(self.proof.lines())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A compression as it is asked for: see `compress`."""
-
-    model: str
-    data: str
-    goal: Goal
-    out: Path
-    held_out: str | None = None
-    on: Here = Here()
-    effort: Effort = "minutes"
-    fields: Mapping[str, str] | None = None
-    seed: int = 0
 
 
 def compress(
@@ -119,6 +74,8 @@ def compress(
         NotProved: the model is in `out`, and its proof does not show the goal, or was withheld on a noisy machine.
         TooNoisy: the machine does too much else for a plan to be made.
     """
+    if seed < 0:
+        raise InputError(f"seed {seed}: from 0")
     if effort not in MEANS:
         raise InputError(f"effort {effort!r}: {nearest(effort, MEANS)}")
     asked = Asked(
@@ -148,37 +105,39 @@ class Compression:
         source = open_subject(asked.model)
         assert source.task is not None
         task = source.task.model.task
-        with usable(asked.out):
-            refuse_other_files(asked.out, ())
+        refuse_out(asked.out, source.folder)
         self.split: Split = read_split(task, asked.data, asked.held_out, self.goal.drop, asked.seed, asked.fields)
         self.subject = Subject(source, self.split)
         self.bench = bench(self.subject, asked.on)
-        self.fingerprint = model_fingerprint(model_folder(source.folder))
-        self.work = asked.out.resolve().with_name(f".{asked.out.name}.work") / self._key()
+        self.fingerprint = model_fingerprint(source.folder)
+        depends = depends_of(asked, self.fingerprint, self.split.whole_fingerprint, self.means, self.bench.machine.key)
+        self.place = Workplace(asked.out, depends)
         self.offers: list[Offer] = []
         self.sketches: list[Sketch] = []
 
     def run(self, dry_run: bool) -> Compressed | None:
         """Everything, or, dry, everything that only measures."""
         self._say_rows()
-        self.measure()
         if dry_run:
-            self.propose()
+            self.measure()
             self._say_dry()
             return None
-        self.work.mkdir(parents=True, exist_ok=True)
-        chosen = self.best_candidate()
-        if chosen is None:
-            write_report(self.work.parent, self.goal, None, self.offers, self.sketches, self.asked.out.name)
-            raise GoalUnreachable(self.goal, self.offers, self._advice())
-        return self.finish(chosen)
+        with self.place.held():
+            self.measure()
+            self.place.keep_times(self.times)
+            chosen = self.best_candidate()
+            if chosen is None:
+                page = write_report(self.place.root, self.goal, None, self.offers, self.sketches, self.place.out.name)
+                self.log(f"report    {page}")
+                raise GoalUnreachable(self.goal, self.offers, self._advice())
+            return self.finish(chosen)
 
     # measure
 
     def measure(self) -> None:
         """The dense model: its metric on the rows to choose by, its milliseconds everywhere."""
         rows = self.subject.choose.examples
-        refuse_guessing(self.subject.task, rows, self.shop.dense_answers, self.asked.data)
+        refuse_guessing(self.subject.task, rows, self.shop.dense_answers, self.split.judging)
         scores = self.subject.task.score(rows, self.shop.dense_answers)
         times, name = self.times, self.fp32
         self.log(
@@ -186,11 +145,18 @@ class Compression:
             f"{len(self.bench.lengths)} texts, {sum(self.bench.lengths):,} tokens, in the fastest fp32 runtime "
             f"({name}), {times.ms[PLAIN]:.2f} ms in plain PyTorch"
         )
+        if self.precision != "int8" and self.goal.asks_speed:
+            lacking = (
+                "pip install openvino nncf brings it"
+                if self.bench.machine.has_int8
+                else "this CPU has no products of 8 bits"
+            )
+            self.log(f"          no int8 here ({lacking}): fp32 alone")
 
     @cached_property
     def times(self) -> Times:
         """Of the dense model everywhere."""
-        return self.bench.beside()
+        return self.place.times() or self.bench.beside()
 
     @property
     def fp32(self) -> RuntimeName:
@@ -204,13 +170,9 @@ class Compression:
     @cached_property
     def shop(self) -> Workshop:
         runtime: RuntimeName = "openvino" if self.precision == "int8" else self.fp32
-        return Workshop(self.subject, self.bench, self.work, runtime, self.precision, self._detail)
+        return Workshop(self.subject, self.bench, self.place.folder, runtime, self.precision, self._detail)
 
     # propose
-
-    def propose(self) -> LatencyTable:
-        """What heads and units cost in the runtime that the model will have."""
-        return self.table
 
     @cached_property
     def table(self) -> LatencyTable:
@@ -226,71 +188,52 @@ class Compression:
             return self.goal.under_ms
         return None if self.goal.faster is None else self.times.ms[self.fp32] / self.goal.faster
 
+    @property
+    def factor(self) -> float:
+        """How many times as fast as the fastest fp32 runtime that is."""
+        if self.goal.under_ms is not None:
+            return self.times.ms[self.fp32] / self.goal.under_ms
+        assert self.goal.faster is not None
+        return self.goal.faster
+
     def best_candidate(self) -> Candidate | None:
         """The cheapest rung of the ladder that reaches the goal on the rows to choose by."""
-        return self.few_bits() if self.target_ms is None else self.fewer_parts()
+        return self.fewer_parts() if self.goal.asks_speed else self.few_bits()
 
     def few_bits(self) -> Candidate | None:
-        """A model as small as asked: the bits of every matrix by what they cost, then trained at those bits."""
+        """A model as small as asked: few bits, then trained at them."""
         assert self.goal.smaller is not None
-        budget = int(4 * sum(one.numel() for one in self.subject.model.parameters()) / self.goal.smaller)
-        documents = [without_answer(one) for one in self.subject.learn.flat[: self.means.calibration]]
-        self.log(f"propose   bits of every matrix, {budget / 1e6:.1f} MB in all...")
-        try:
-            few = self.offer(
-                self.shop.packed(
-                    "bits",
-                    "mixed bits, one-shot",
-                    lambda: quantise(self.subject.model, list(batches(documents)), budget=budget),
-                )
-            )
-        except Unreachable as error:
-            self.log(
-                f"choose    {budget / 1e6:.1f} MB are asked, and {error.least / 1e6:.1f} MB is the least at 2 bits"
-            )
-            return None
-        if self._sure(few.offer):
-            return few
-        self.log("recover   learning back from the dense model, at these bits...")
-        plan = BitPlan(bits=few.offer.bits)
-        trained = self.offer(
-            self.shop.packed("bits-trained", "mixed bits, distilled", partial(self.rounded, few, plan))
-        )
-        return trained if trained.offer.meets(self.goal) else None
+        folder, seed = self.place.folder, self.asked.seed
+        packer = Packer(self.subject, self.shop, self.goal.smaller, self.means, folder, seed, self._detail)
+        few = self.offer(packer.one_shot())
+        if self._sure(few.offer) or not few.offer.small_enough(self.goal):
+            return self._best(few)
+        return self._best(few, self.offer(packer.trained(few)))
 
     def fewer_parts(self) -> Candidate | None:
         """A model as fast as asked: int8, then heads and units cut, then trained."""
         whole = self.offer(self.shop.candidate("whole", self.precision, lambda: self.subject.model))
-        if whole.offer.fast_enough(self.goal) and whole.offer.small_enough(self.goal) and self._sure(whole.offer):
+        if self._enough(whole.offer) and self._sure(whole.offer):
             return whole
-        assert self.target_ms is not None
-        cutter = Cutter(
-            self.subject, self.shop, self.table, whole.offer, self.means, self.work, self.asked.seed, self._detail
-        )
+        folder, seed = self.place.folder, self.asked.seed
+        cutter = Cutter(self.subject, self.shop, self.table, whole.offer, self.means, folder, seed, self._detail)
         cutter.offers += self.offers
         self.offers, self.sketches = cutter.offers, cutter.sketches
-        shot = cutter.one_shot(self.goal, self.times.ms[self.fp32] / self.target_ms)
-        if shot is None or not (shot.offer.fast_enough(self.goal) and shot.offer.small_enough(self.goal)):
-            return None
+        shot = cutter.one_shot(self.goal, self.factor)
+        if shot is None or not self._enough(shot.offer):
+            return self._best(whole)
         if self._sure(shot.offer):
             return shot
-        trained = cutter.trained(shot)
-        return trained if trained.offer.meets(self.goal) else None
+        return self._best(whole, shot, cutter.trained(shot))
 
-    # recover
+    def _best(self, *made: Candidate) -> Candidate | None:
+        """Of those that reach the goal the one that surely loses least."""
+        reaching = [one for one in made if one.offer.meets(self.goal)]
+        return min(reaching, key=lambda one: one.offer.drop_high, default=None)
 
-    def rounded(self, few: Candidate, plan: BitPlan) -> Quantised[TaskModel]:
-        """The model of few bits after training at these bits."""
-        trained = recover(
-            self.subject,
-            lambda: load_task_model(few.folder).model,
-            self.means.recover,
-            self.work / "recover-bits",
-            torch.get_num_threads(),
-            self.asked.seed,
-            plan,
-        )
-        return requantise(trained.model, plan)
+    def _enough(self, offer: Offer) -> bool:
+        """Whether it is as fast and as small as asked."""
+        return offer.fast_enough(self.goal) and offer.small_enough(self.goal)
 
     # prove
 
@@ -301,24 +244,25 @@ class Compression:
             NotProved: after the folder is written, where the proof does not show the goal.
         """
         asked, offer = self.asked, chosen.offer
-        self.log(f"prove     {offer.name}, on {len(self.split.proof):,} rows that nothing else has seen...")
+        self.log(f"prove     {offer.name}, on {len(self.subject.proof.examples):,} rows that nothing else has seen...")
         claim = Claim(
             goal=self.goal,
             on=asked.on,
             model=str(Path(asked.model).resolve()),
             model_fingerprint=self.fingerprint,
-            data=_resolved(asked.data),
-            held_out=None if asked.held_out is None else _resolved(asked.held_out),
+            data=resolved(asked.data),
+            held_out=None if asked.held_out is None else resolved(asked.held_out),
             seed=asked.seed,
             fields=asked.fields or {},
         )
         proof = prove_folder(chosen.folder, self.subject, self.bench, claim, offer.predicted_ms)
+        self.offers.sort(key=lambda one: one is offer)
         with atomic_folder(asked.out) as folder:
             shutil.copytree(chosen.folder, folder, dirs_exist_ok=True)
             write_plan(folder / PLAN, self._plan_of(offer))
             write_proof(folder, proof)
-            write_report(folder, self.goal, proof, self.offers, self.sketches, self.asked.out.name)
-        shutil.rmtree(self.work.parent, ignore_errors=True)
+            write_report(folder, self.goal, proof, self.offers, self.sketches, self.place.out.name)
+        self.place.remove()
         for line in proof.lines():
             self.log(f"          {line}")
         seconds = time.perf_counter() - self.began
@@ -346,11 +290,20 @@ class Compression:
 
     def _say_dry(self) -> None:
         if self.target_ms is None:
+            assert self.goal.smaller is not None
+            asked, least = budget_of(self.subject, self.goal.smaller), least_bytes(self.subject)
+            said = "within reach" if asked >= least else "out of reach"
+            self.log(
+                f"dry run   {asked / 1e6:.1f} MB are asked; fewest bits everywhere take {least / 1e6:.1f} MB: {said}; "
+                "nothing was made"
+            )
             return
-        floor = self.table.remainder_ms / self.table.dense_ms
+        asked_ms, dense_ms, least_ms = self.target_ms, self.table.dense_ms, self.table.remainder_ms
+        share = (asked_ms - least_ms) / (dense_ms - least_ms)
+        said = "out of reach" if share < 0 else f"about {share:.0%} of them can stay" if share < 1 else "all can stay"
         self.log(
-            f"dry run   {self.target_ms:.2f} ms are asked; {self.shop.runtime} {self.precision} with nothing left to "
-            f"cut would take {floor:.0%} of its uncut time; nothing was made"
+            f"dry run   {asked_ms:.2f} ms are asked; {self.shop.runtime} {self.precision} takes about "
+            f"{dense_ms:.2f} ms uncut and {least_ms:.2f} ms without any heads and units: {said}; nothing was made"
         )
 
     def _advice(self) -> str:
@@ -379,23 +332,5 @@ class Compression:
     def _detail(self, line: str) -> None:
         self.log(line if line.startswith(("made", "sketched", "choose", "propose", "recover")) else f"          {line}")
 
-    def _key(self) -> str:
-        """Of all that the work depends on; other work lies beside it."""
-        asked = self.asked
-        what = [
-            self.fingerprint,
-            self.split.fingerprint,
-            to_dict(asked.goal),
-            to_dict(asked.on),
-            asked.effort,
-            asked.seed,
-        ]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
-
-def _resolved(source: str) -> str:
-    """A file by its whole path; a data set's name as it is."""
-    return str(Path(source).resolve()) if Path(source).exists() else source
-
-
-__all__ = ["PLAN", "PROOF", "Compressed", "Compression", "compress"]
+__all__ = ["PLAN", "PROOF", "Asked", "Compressed", "Compression", "Workshop", "compress"]

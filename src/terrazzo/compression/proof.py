@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from terrazzo.compression.goal import Goal, rows_to_prove
+from terrazzo.compression.goal import Goal
 from terrazzo.compression.proof_file import (
     PROOF,
     NotProved,
@@ -32,6 +33,7 @@ from terrazzo.runtime import Runtime
 from terrazzo.runtime.folder import GRAPHS, is_exported, is_weights, open_runtime, read_record
 from terrazzo.runtime.machine import this_machine
 from terrazzo.tasks.evaluate import fingerprint
+from terrazzo.tasks.export import Source
 from terrazzo.tasks.model import HEAD, LoadedTask, load_task_head, load_task_model, model_fingerprint, model_folder
 from terrazzo.tasks.predict import Predictor
 
@@ -53,13 +55,15 @@ class Claim:
 def prove_folder(folder: Path, subject: Subject, bench: Bench, claim: Claim, predicted_ms: float | None) -> Proof:
     """Measure every figure of the compressed model in `folder` against the dense one."""
     small, runtime = open_small(folder, bench)
-    rows = subject.split.proof
+    rows = subject.proof.examples
     dense_answers = subject.answers(rows)
     small_answers = Predictor(small.model, small.tokenizer, small.max_len, runtime=runtime).predict(rows)
     quality = _quality(drop_of(subject.task, rows, dense_answers, small_answers), subject, claim.goal)
     size = size_of(folder, subject)
     speeds, noisy = _speeds(bench, subject.encoder, runtime, predicted_ms)
-    why = unproved(claim.goal, speeds, quality, size) + ([noisy] if noisy else [])
+    why = unproved(claim.goal, speeds, quality, size)
+    if noisy is not None and claim.goal.asks_speed:
+        why.append(noisy)
     return Proof(
         goal=claim.goal,
         on=claim.on,
@@ -115,6 +119,7 @@ def prove(
     Args:
         model, data, held_out: where the dense model and the rows are now, if they moved.
         here: on another machine than the proof's, measure all speeds anew and write the proof of this machine.
+            Speeds that a noisy machine withheld are written as soon as they can be measured.
         bench: makes what times models.
 
     Raises:
@@ -129,48 +134,56 @@ def prove(
             f"{folder / PROOF}: was proved on {before.machine}; this machine is {machine.key}, and speeds hold on one "
             f"machine alone: terrazzo prove {folder} --here measures them here and writes the proof anew"
         )
-    source = open_subject(model or before.model)
+    source = _opened(folder, before, model)
     if model_fingerprint(model_folder(source.folder)) != before.model_fingerprint:
         raise InputError(f"{source.folder}: is not the model that {folder} was made from: name it with --model")
     assert source.task is not None
-    split = read_split(
-        source.task.model.task,
-        data or before.data,
-        held_out or before.held_out,
-        before.goal.drop,
-        before.seed,
-        before.fields,
-    )
+    rows, judging = str(data or before.data), held_out or before.held_out
+    for name, option in ((rows, "--data"), (judging, "--held-out")):
+        if name is not None and Path(name).is_absolute() and not Path(name).exists():
+            raise InputError(f"{name}: is no more where {folder / PROOF} has it: name it with {option}")
+    split = read_split(source.task.model.task, rows, judging, before.goal.drop, before.seed, before.fields)
     if fingerprint(split.proof) != before.rows:
         raise InputError(
-            f"{held_out or data or before.held_out or before.data}: its rows are not those of {folder / PROOF}: name "
-            "the file with --data or --held-out"
+            f"{judging or rows}: its rows are not those of {folder / PROOF}: name the file with --data or --held-out"
         )
     subject = Subject(source, split)
     claim = Claim(
         goal=before.goal,
         on=before.on,
-        model=str(model or before.model),
+        model=str(Path(model or before.model).resolve()),
         model_fingerprint=before.model_fingerprint,
-        data=str(data or before.data),
-        held_out=None if held_out is None and before.held_out is None else str(held_out or before.held_out),
+        data=resolved(rows),
+        held_out=None if judging is None else resolved(str(judging)),
         seed=before.seed,
         fields=before.fields,
     )
     say(f"measuring {folder} again: {len(split.proof):,} rows, then its speed...")
     predicted = None if before.speeds is None else before.speeds.predicted_ms
     now = prove_folder(folder, subject, bench(subject, before.on), claim, predicted if same else None)
-    if not same:
+    if now.speeds is not None and (not same or before.speeds is None):
         write_proof(folder, now)
-        return Verified(before=before, now=now, differing=differing(replace(before, speeds=None), now))
     return Verified(before=before, now=now, differing=differing(before, now))
 
 
+def resolved(source: str) -> str:
+    """A file by its whole path; a data set's name as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def _opened(folder: Path, before: Proof, model: str | Path | None) -> Source:
+    """The dense model, where it is now."""
+    if model is None and not Path(before.model).is_dir():
+        raise InputError(f"{before.model}: is no more where {folder / PROOF} has it: name the model with --model")
+    return open_subject(model or before.model)
+
+
 def _quality(drop: Drop, subject: Subject, goal: Goal) -> Quality:
-    metric = subject.task.score(subject.split.proof[:1], subject.answers(subject.split.proof[:1])).main
+    first = subject.proof.examples[:1]
+    metric = subject.task.score(first, subject.answers(first)).main
     needed = None
-    if drop.changed is not None and drop.points < goal.drop < drop.most:
-        needed = rows_to_prove(goal.drop - drop.points, drop.changed)
+    if drop.points < goal.drop < drop.most:  # intervals shrink with the root of the number of rows
+        needed = math.ceil(drop.rows * ((drop.most - drop.points) / (goal.drop - drop.points)) ** 2)
     return Quality(
         metric=metric,
         dense=drop.dense,

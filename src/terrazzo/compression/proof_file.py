@@ -129,15 +129,15 @@ class NotProved(RunError):
 def unproved(goal: Goal, speeds: Speeds | None, quality: Quality, size: Size) -> list[str]:
     """The parts of a goal that measured figures do not show."""
     why = []
-    if speeds is not None and goal.faster is not None and speeds.faster < goal.faster:
+    if speeds is not None and goal.faster is not None and not speeds.faster >= goal.faster:
         why.append(f"{speeds.faster:.2f}x as fast, {goal.faster:g}x asked")
-    if speeds is not None and goal.under_ms is not None and speeds.ms > goal.under_ms:
+    if speeds is not None and goal.under_ms is not None and not speeds.ms <= goal.under_ms:
         why.append(f"{speeds.ms:.2f} ms, under {goal.under_ms:g} asked")
-    if goal.smaller is not None and size.smaller < goal.smaller:
+    if goal.smaller is not None and not size.smaller >= goal.smaller:
         why.append(f"{size.smaller:.1f}x as small, {goal.smaller:g}x asked")
-    if quality.drop > goal.drop:
+    if not quality.drop <= goal.drop:
         why.append(f"{quality.drop:.2f} points lost, {goal.drop:g} allowed")
-    elif quality.drop_most > goal.drop:
+    elif not quality.drop_most <= goal.drop:
         needed = "" if quality.rows_needed is None else f"; about {quality.rows_needed:,} rows would tell"
         why.append(
             f"{quality.drop:.2f} points lost, but up to {quality.drop_most:.2f} cannot be ruled out on "

@@ -23,8 +23,8 @@ from terrazzo.train import Budget
 from terrazzo.train import train as train_run
 from terrazzo.train.workload import Workload
 
-#: Bytes of what the teacher said that are kept, of the memory that is free: a third, 4 GB at most.
-REMEMBERED = min(4 * 2**30, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 3)
+#: Bytes of what the teacher said that are kept at most.
+_MOST_REMEMBERED = 4 * 2**30
 Effort = Literal["minutes", "hours"]
 
 
@@ -110,7 +110,7 @@ def recover(
             initial=load_task_model(start).model,  # what an interrupted run began with
         )
         workload: Workload = DistillWorkload(
-            inner=inner, teacher=subject.model, options=options.distill, remembered=REMEMBERED
+            inner=inner, teacher=subject.model, options=options.distill, remembered=_remembered()
         )
         if bits is not None:
             workload = RoundedWorkload(workload, bits)
@@ -121,6 +121,13 @@ def recover(
     if not (run / "model").is_dir():
         raise RunError(f"{run}: ended without a model; remove {work} and start again")
     return Recovered(model=load_task_model(run / "model").model.eval(), steps=steps)
+
+
+def _remembered() -> int:
+    """A third of the memory that is free now; where the system does not tell, a twelfth of all."""
+    page, known = os.sysconf("SC_PAGE_SIZE"), os.sysconf_names
+    free = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in known else os.sysconf("SC_PHYS_PAGES") // 4
+    return min(_MOST_REMEMBERED, page * free // 3)
 
 
 def _steps(subject: Subject, options: RecoverConfig) -> int:

@@ -29,18 +29,26 @@ class Split:
 
     Args:
         learn: calibrate, prune and distil; choose: judge candidates; proof: judge the one that was chosen.
-        same_file: whether all come from one file.
+        same_file: whether all come from one file; source, judging: names of the files of rows to learn from, and of
+            the others.
     """
 
     learn: list[Example]
     choose: list[Example]
     proof: list[Example]
     same_file: bool
+    source: str = "data"
+    judging: str = "data"
 
     @property
     def fingerprint(self) -> str:
         """A hash of the texts and answers that the proof is made on."""
         return fingerprint(self.proof)
+
+    @property
+    def whole_fingerprint(self) -> str:
+        """The same of all rows."""
+        return fingerprint([*self.learn, *self.choose, *self.proof])
 
 
 def split_rows(
@@ -52,7 +60,7 @@ def split_rows(
     source: str = "data",
     judging: str = "",
 ) -> Split:
-    """Shuffle rows by `seed` and tell them apart; no text stands in two parts.
+    """Shuffle rows by `seed` and tell them apart; no text stands in two parts, or twice among the rows that judge.
 
     Args:
         held_out: rows that the model was not fine-tuned on, to choose and to prove by; None takes a share of `rows`.
@@ -70,8 +78,11 @@ def split_rows(
         judged = _shuffled(held_out, seed)
         kept = {text_key(row) for row in judged}
         learn = [row for row in learn if text_key(row) not in kept]
+    judged = _once(judged)
     choose, proof = _apart(judged, min(MOST_CHOOSING, max(LEAST_ROWS, int(CHOOSING * len(judged)))))
-    split = Split(learn=learn, choose=choose, proof=proof, same_file=held_out is None)
+    split = Split(
+        learn=learn, choose=choose, proof=proof, same_file=held_out is None, source=source, judging=judging or source
+    )
     _refuse_few(task, split, drop, source, judging, len(rows))
     return split
 
@@ -94,7 +105,7 @@ def read_split(
     return split_rows(task, rows, judged, drop, seed, str(data), str(held_out or ""))
 
 
-def refuse_unknown(task: Task, encoded: Sequence[object], source: str) -> None:
+def refuse_unknown(encoded: Sequence[object], source: str) -> None:
     """Refuse rows of which most have answers that the task does not know.
 
     Raises:
@@ -115,6 +126,14 @@ def _shuffled(rows: Sequence[Example], seed: int) -> list[Example]:
     return chosen
 
 
+def _once(rows: Sequence[Example]) -> list[Example]:
+    """The first row of each text: what is counted twice seems surer than it is."""
+    first: dict[tuple[str, ...], Example] = {}
+    for row in rows:
+        first.setdefault(text_key(row), row)
+    return list(first.values())
+
+
 def _apart(rows: Sequence[Example], count: int) -> tuple[list[Example], list[Example]]:
     """The first `count` rows and the others, those whose text is among the first left out."""
     first = list(rows[:count])
@@ -123,10 +142,12 @@ def _apart(rows: Sequence[Example], count: int) -> tuple[list[Example], list[Exa
 
 
 def _refuse_few(task: Task, split: Split, drop: float, source: str, judging: str, given: int) -> None:
-    if len(split.learn) < LEAST_ROWS or len(split.choose) < LEAST_ROWS:
+    if min(len(split.learn), len(split.choose), len(split.proof)) < LEAST_ROWS:
+        apart = "" if split.same_file else f", those of {judging} left out"
         raise InputError(
-            f"{source}: {given:,} rows leave {len(split.learn):,} to learn from and {len(split.choose):,} to choose "
-            f"by; {LEAST_ROWS} of each are the least: give more rows"
+            f"{source}: {given:,} rows{apart} leave {len(split.learn):,} to learn from; {len(split.choose):,} are "
+            f"there to choose by and {len(split.proof):,} to prove by, each with an answer and a text of its own; "
+            f"{LEAST_ROWS} of each are the least: give more rows"
         )
     needed = rows_to_prove(drop, LEAST_CHANGED)
     if task.kind in ("label", "pair", "multi") and len(split.proof) < needed:

@@ -70,6 +70,8 @@ class Bench:
         self.timing = timing or Timing()
         if on.threads > self.machine.cores:
             raise InputError(f"threads {on.threads}: this process may use {self.machine.cores} cores: take fewer")
+        if on.length is not None:
+            refuse_length(subject, on.length)
         self.documents = timed_documents(subject.choose.flat, on)
 
     @property
@@ -155,6 +157,21 @@ def fastest(times: Times) -> RuntimeName:
     found: dict[str, float] = {name: ms for name, ms in times.ms.items() if name in RUNTIMES["fp32"]}
     best = min(found, key=found.__getitem__)
     return next(name for name in RUNTIMES["fp32"] if name == best)
+
+
+def refuse_length(subject: Subject, length: int) -> None:
+    """Refuse a length that the model does not take, or whose head needs places in real documents.
+
+    Raises:
+        InputError: either.
+    """
+    if length > subject.loaded.max_len:
+        raise InputError(f"length {length}: the model reads {subject.loaded.max_len} tokens of a text: take fewer")
+    if not subject.pooled:
+        raise InputError(
+            f"length {length}: a model for {subject.task.kind} is timed on documents of the rows as they are: leave it "
+            "out"
+        )
 
 
 def timed_documents(documents: list[Encoded], on: Here) -> list[Encoded]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -57,7 +56,7 @@ class Timing:
             raise InputError("tolerance above 0, rounds from 2 up and no fewer at most than at least, seconds from 0")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class Times:
     """Milliseconds of each call, the largest difference between the halves of one, and the rounds measured."""
 

@@ -26,9 +26,14 @@ class Verified:
     def lines(self) -> list[str]:
         """A table of every figure, before and now."""
         rows = [("figure", "proof.json", "now", "")]
-        rows += [(n, a, b, "DIFFERS" if n in self.differing else "agrees") for n, a, b in _shown(self.before, self.now)]
+        rows += [(*shown, self._verdict(shown[0])) for shown in _shown(self.before, self.now)]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+    def _verdict(self, name: str) -> str:
+        if name not in compared(self.before, self.now):
+            return ""
+        return "DIFFERS" if name in self.differing else "agrees"
 
 
 def _shown(before: Proof, now: Proof) -> list[tuple[str, str, str]]:
@@ -44,16 +49,25 @@ def _text(value: float | None, form: str) -> str:
 
 
 def differing(before: Proof, now: Proof) -> tuple[str, ...]:
-    """The names of the figures that do not agree; what was not measured twice cannot."""
-    found = []
+    """The names of the figures that do not agree."""
+    figures = compared(before, now).items()
+    return tuple(name for name, (one, other) in figures if not abs(one - other) <= _tolerance(name, one))
+
+
+def compared(before: Proof, now: Proof) -> dict[str, tuple[float, float]]:
+    """The figures that can agree: those measured twice, speeds on one machine alone, as factors and not in ms."""
+    found = {}
     for name, of, _ in _FIGURES:
-        one, other = of(before), of(now)
-        if one is None or other is None or name.startswith("ms "):
-            continue
-        tolerance = POINTS_TOLERANCE if name.startswith(("drop", "metric")) else FACTOR_TOLERANCE * abs(one)
-        if abs(one - other) > tolerance:
-            found.append(name)
-    return tuple(found)
+        one, other, speed = of(before), of(now), name in _SPEEDS
+        if one is not None and other is not None and name != _MS and (before.machine == now.machine or not speed):
+            found[name] = one, other
+    return found
+
+
+def _tolerance(name: str, before: float) -> float:
+    if name == _SIZE:
+        return 1e-6 * before
+    return FACTOR_TOLERANCE * before if name in _SPEEDS else POINTS_TOLERANCE
 
 
 def _speed(name: str) -> Callable[[Proof], float | None]:
@@ -63,13 +77,20 @@ def _speed(name: str) -> Callable[[Proof], float | None]:
     return of
 
 
+_FASTER, _FASTER_PLAIN, _MS, _SIZE = (
+    "times the fastest fp32 runtime",
+    "times plain PyTorch",
+    "ms a batch",
+    "times as small",
+)
+_SPEEDS = (_FASTER, _FASTER_PLAIN, _MS)
 _FIGURES: tuple[tuple[str, Callable[[Proof], float | None], str], ...] = (
-    ("times the fastest fp32 runtime", _speed("faster"), ".2f"),
-    ("times plain PyTorch", _speed("faster_plain"), ".2f"),
-    ("ms a batch", _speed("ms"), ".3f"),
+    (_FASTER, _speed("faster"), ".2f"),
+    (_FASTER_PLAIN, _speed("faster_plain"), ".2f"),
+    (_MS, _speed("ms"), ".3f"),
     ("metric of the dense model", lambda proof: proof.quality.dense, ".2f"),
     ("metric of the compressed model", lambda proof: proof.quality.small, ".2f"),
     ("drop in points", lambda proof: proof.quality.drop, ".2f"),
     ("drop at most", lambda proof: proof.quality.drop_most, ".2f"),
-    ("times as small", lambda proof: proof.size.smaller, ".2f"),
+    (_SIZE, lambda proof: proof.size.smaller, ".2f"),
 )
