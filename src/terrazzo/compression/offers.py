@@ -40,15 +40,14 @@ class Offer:
     drop: float
     drop_high: float
 
-    def meets(self, goal: Goal, drop: float | None = None) -> bool:
-        """Whether it reaches a goal; `drop` stands for its own."""
-        drop = self.drop if drop is None else drop
-        return self.fast_enough(goal) and self.small_enough(goal) and drop <= goal.drop
+    def meets(self, goal: Goal, spare: float = 0.0) -> bool:
+        """Whether it reaches a goal, up to a share `spare` of the speed."""
+        return self.fast_enough(goal, spare) and self.small_enough(goal) and self.drop <= goal.drop
 
-    def fast_enough(self, goal: Goal) -> bool:
-        """Whether it reaches the goal's speed."""
-        fast = goal.faster is None or self.faster >= goal.faster
-        return fast and (goal.under_ms is None or self.ms <= goal.under_ms)
+    def fast_enough(self, goal: Goal, spare: float = 0.0) -> bool:
+        """Whether it reaches the goal's speed, up to a share `spare` of it."""
+        fast = goal.faster is None or self.faster >= (1 - spare) * goal.faster
+        return fast and (goal.under_ms is None or (1 - spare) * self.ms <= goal.under_ms)
 
     def small_enough(self, goal: Goal) -> bool:
         """Whether it reaches the goal's size."""
