@@ -230,7 +230,7 @@ class Compression:
         return self._best(whole, shot, cutter.trained(shot))
 
     def _best(self, *made: Candidate) -> Candidate | None:
-        """Of those that reach the goal the one that surely loses least; by how little a speed misses is for the proof to
+        """Of those that reach the goal the one that surely loses least; how little a speed misses is for the proof to
         say, which measures it anew."""
         reaching = [one for one in made if one.offer.meets(self.goal, spare=_NOISE)]
         return min(reaching, key=lambda one: one.offer.drop_high, default=None)
