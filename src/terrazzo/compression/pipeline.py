@@ -14,7 +14,7 @@ from pathlib import Path
 
 from terrazzo.checkpoint import atomic_folder
 from terrazzo.compression.asked import Asked, Compressed
-from terrazzo.compression.candidates import Candidate, Log, Workshop
+from terrazzo.compression.candidates import Candidate, Log, Workshop, surest
 from terrazzo.compression.cutting import Cutter
 from terrazzo.compression.few_bits import Packer, budget_of, least_bytes
 from terrazzo.compression.goal import Goal
@@ -230,10 +230,8 @@ class Compression:
         return self._best(whole, shot, cutter.trained(shot))
 
     def _best(self, *made: Candidate) -> Candidate | None:
-        """Of those that reach the goal the one that surely loses least; how little a speed misses is for the proof to
-        say, which measures it anew."""
-        reaching = [one for one in made if one.offer.meets(self.goal, spare=_NOISE)]
-        return min(reaching, key=lambda one: one.offer.drop_high, default=None)
+        """The surest of them; how little a speed misses is for the proof to say, which measures it anew."""
+        return surest(self.goal, made, len(self.split.choose) / len(self.split.proof), _NOISE)
 
     def _enough(self, offer: Offer) -> bool:
         """Whether it is as fast and as small as asked."""

@@ -143,7 +143,7 @@ def _apart(rows: Sequence[Example], count: int) -> tuple[list[Example], list[Exa
 
 def _refuse_few(task: Task, split: Split, drop: float, source: str, judging: str, given: int) -> None:
     if min(len(split.learn), len(split.choose), len(split.proof)) < LEAST_ROWS:
-        apart = "" if split.same_file else f", those of {judging} left out"
+        apart = "" if split.same_file else f", those of {split.judging} left out"
         raise InputError(
             f"{source}: {given:,} rows{apart} leave {len(split.learn):,} to learn from; {len(split.choose):,} are "
             f"there to choose by and {len(split.proof):,} to prove by, each with an answer and a text of its own; "

@@ -176,7 +176,8 @@ def drop_of(task: Task, rows: Sequence[Example], dense: Sequence[Result], small:
     examples, first = answered(rows, dense)
     _, second = answered(rows, small)
     changed = _changed(examples, first, second)
-    most = max(one_sided(both), both.value + rare(changed, len(examples)))
+    told = changed if both.high > both.low else 0.0  # where no resample differs, nothing that counts has changed
+    most = max(one_sided(both), both.value + rare(told, len(examples)))
     return Drop(
         dense=100 * metric(examples, first),
         small=100 * metric(examples, second),

@@ -1,0 +1,119 @@
+"""What rows can tell, and what they cannot, is what a proof says."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from terrazzo.compression.candidates import Candidate, surest
+from terrazzo.compression.goal import Goal
+from terrazzo.compression.offers import Offer
+from terrazzo.compression.proof_file import Proof, Quality, Size, Speeds, unproved
+from terrazzo.compression.rows import split_rows
+from terrazzo.compression.speed import Here
+from terrazzo.compression.subject import drop_of, refuse_guessing
+from terrazzo.compression.verified import Verified, differing
+from terrazzo.errors import InputError
+from terrazzo.tasks.label import LabelTask
+from terrazzo.tasks.regression import RegressionTask
+from terrazzo.tasks.task import Example, Result
+
+TASK = LabelTask(classes=("no", "yes"))
+
+
+def rows(count, again=1, word="Text"):
+    return [Example(text=f"{word}  {i}", target=("no", "yes")[i % 2]) for i in range(count) for _ in range(again)]
+
+
+def said(some, wrong=0):
+    return [Result(label="neither" if i < wrong else row.target, score=0.5) for i, row in enumerate(some)]
+
+
+def quality(drop=0.5, most=0.8):
+    return Quality(
+        metric="accuracy", dense=90, small=90 - drop, drop=drop, drop_low=0, drop_high=1, drop_most=most, changed=0.1,
+        rows=900,
+    )  # fmt: skip
+
+
+def proof(machine="one", faster=4.0, smaller=4.0):
+    speeds = Speeds(
+        ms=1, fp32_ms=faster, fp32_runtime="torch", plain_ms=8, faster=faster, faster_plain=8, spread=0, lengths=(3,)
+    )
+    return Proof(
+        goal=Goal(faster=3), on=Here(), model="m", model_fingerprint="f", data="d", held_out=None, rows="r", seed=0,
+        speeds=speeds, quality=quality(), size=Size(bytes=1, fp32_bytes=4, smaller=smaller), proved=True,
+        machine=machine,
+    )  # fmt: skip
+
+
+def test_texts_that_stand_twice_among_the_rows_that_judge_count_once() -> None:
+    split = split_rows(TASK, rows(400, word="learn"), [*rows(1200, 3), Example(text="text 7 ", target="no")], 5.0, 0)
+    texts = [" ".join(row.text.casefold().split()) for row in (*split.choose, *split.proof)]
+    assert len(texts) == len(set(texts)) == 1200
+    with pytest.raises(InputError, match="too few to prove a drop of at most 1 points.*542"):
+        split_rows(TASK, rows(400, word="learn"), rows(400, 10), 1.0, 0, "learn.jsonl", "held.jsonl")
+
+
+def test_rows_to_prove_by_are_there_whatever_the_task() -> None:
+    values = [Example(text=f"text {i}", target=float(i)) for i in range(400)]
+    with pytest.raises(InputError, match="0 to prove by"):
+        split_rows(RegressionTask(), values[100:], values[:100], 1.0, 0)
+
+
+def test_no_changed_answer_is_no_certainty() -> None:
+    some = rows(500)
+    same = drop_of(TASK, some, said(some), said(some))
+    assert same.points == 0 and same.changed == 0
+    assert same.most == pytest.approx(100 * 1.645 * math.sqrt(2) / 502)  # and a bootstrap says 0
+    many = drop_of(TASK, some, said(some), said(some, wrong=100))
+    assert many.most == pytest.approx(20 + 164.5 * math.sqrt(0.16 / 500), abs=0.5)
+
+
+def test_a_drop_that_is_not_a_number_proves_nothing() -> None:
+    nan = float("nan")
+    assert (
+        len(unproved(Goal(smaller=2, drop=1.0), None, quality(nan, nan), Size(bytes=1, fp32_bytes=9, smaller=9))) == 1
+    )
+    assert len(unproved(Goal(smaller=2, drop=1.0), None, quality(), Size(bytes=1, fp32_bytes=9, smaller=nan))) == 1
+    alone = dataclasses.replace(TASK, metric="auroc")
+    some = [dataclasses.replace(row, target="yes") for row in rows(120)]
+    results = [Result(label="yes", score=0.5, probabilities={"no": 0.5, "yes": 0.5}) for _ in some]
+    with pytest.raises(InputError, match="not a number"):
+        drop_of(alone, some, results, results)
+
+
+def test_values_that_the_model_cannot_tell_are_of_another_task() -> None:
+    some = [Example(text=str(i), target=float(i % 7)) for i in range(200)]
+    with pytest.raises(InputError, match="held.jsonl: spearman .* another task"):
+        refuse_guessing(RegressionTask(), some, [Result(score=float(i % 5)) for i in range(200)], "held.jsonl")
+    refuse_guessing(RegressionTask(), some, [Result(score=row.target) for row in some], "held.jsonl")
+
+
+def test_only_what_was_measured_twice_on_one_machine_agrees() -> None:
+    assert differing(proof(), proof(faster=5.0)) == ("times the fastest fp32 runtime",)
+    assert differing(proof(), proof(smaller=3.9)) == ("times as small",)
+    elsewhere = Verified(before=proof(), now=proof("another", faster=9.0), differing=())
+    assert sum("agrees" in line for line in elsewhere.lines()) == 5  # the metrics, the drops and the size
+    assert "agrees" in Verified(before=proof(), now=proof(), differing=()).lines()[1]
+    assert "agrees" not in elsewhere.lines()[1]
+
+
+def candidate(name, drop, high, faster=4.0):
+    offer = Offer(
+        name=name, runtime="torch", precision="fp32", ms=1, faster=faster, bytes=1, smaller=4, metric=90, drop=drop,
+        drop_high=high,
+    )  # fmt: skip
+    return Candidate(offer=offer, folder=Path(name))
+
+
+def test_of_all_that_reach_the_goal_the_surest_is_proved() -> None:
+    shot, trained, slow = candidate("shot", 0.6, 1.2), candidate("trained", 1.4, 2.0), candidate("slow", 0, 0.1, 2.0)
+    goal = Goal(faster=3, drop=1.0)
+    assert surest(goal, [shot, trained, slow], 0.3) is shot
+    assert surest(goal, [trained, slow], 0.3) is None
+    better = candidate("better", 0.1, 1.3)
+    assert surest(goal, [shot, better], 1.0) is shot and surest(goal, [shot, better], 0.3) is better
