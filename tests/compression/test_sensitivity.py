@@ -17,22 +17,36 @@ from terrazzo.tasks.model import TaskModel
 from terrazzo.testing import TINY_MODEL
 
 
-def test_costs_are_what_the_probe_does_to_the_answers() -> None:
+def made(scale: float):
+    """A model, its database, batches, and what puts its head onto another encoder."""
     torch.manual_seed(0)
     config = bert("tiny", 100, **TINY_MODEL).replace(dropout=0.0, attention_dropout=0.0)
     model = TaskModel(Encoder(config), LabelTask(classes=("a", "b", "c"))).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
+    for parameter in model.head.parameters():
+        parameter.data *= scale
     draw = torch.Generator().manual_seed(1)
     batches = [Packed.from_sequences([torch.randint(100, (n,), generator=draw) for n in (5, 9, 12)]) for _ in range(2)]
     found = collect(model.encoder, batches, output_projections(config))
-    database = ziplm.database(model.encoder, found.grams)
 
     def dressed(encoder):
         small = TaskModel(encoder, model.task)
         small.head = model.head
         return small.eval()
 
+    return model, ziplm.database(model.encoder, found.grams), batches, dressed
+
+
+def test_nothing_is_free_to_cut_where_answers_hardly_move() -> None:
+    model, database, batches, dressed = made(1e-4)
+    for levels in weighed_errors(model, database, batches, dressed).values():
+        costs = [cost for _, cost in sorted(levels, reverse=True)]
+        assert costs[0] == 0 and min(costs[1:]) > 0 and costs == sorted(costs)
+
+
+def test_costs_are_what_the_probe_does_to_the_answers() -> None:
+    model, database, batches, dressed = made(1.0)
     costs = weighed_errors(model, database, batches, dressed)
     for site, levels in database.levels.items():
         full = max(level.size for level in levels)

@@ -20,6 +20,8 @@ from terrazzo.tasks.model import TaskModel
 
 #: The share of a site's structures that its probe keeps.
 _KEPT = 0.25
+#: Of what the site moves that moves most, the least that any is taken to, so that nothing is free to cut.
+_LEAST = 1e-6
 
 
 def weighed_errors(
@@ -36,11 +38,10 @@ def weighed_errors(
         batches: rows, with or without answers.
     """
     with torch.inference_mode():
-        before = [model(batch) for batch in batches]
-        return {
-            site: _costs(levels, _moved(model, with_encoder, database, site, batches, before))
-            for site, levels in database.levels.items()
-        }
+        before = [model(batch).double() for batch in batches]
+        moved = {site: _moved(model, with_encoder, database, site, batches, before) for site in database.levels}
+    least = _LEAST * max(moved.values()) or 1.0
+    return {site: _costs(levels, max(moved[site], least)) for site, levels in database.levels.items()}
 
 
 def _moved(
@@ -51,10 +52,11 @@ def _moved(
     batches: Sequence[Packed],
     before: Sequence[torch.Tensor],
 ) -> float:
-    """How far the answers of all rows move with a site at its probe."""
+    """How far the answers of all rows move with a site at its probe; in float64, because in fp32 the distance of
+    answers that are nearly the same comes out below 0."""
     cut = with_encoder(stitch(model.encoder, database, {site: _probe(database.levels[site]).size}))
     pairs = zip(batches, before, strict=True)
-    return sum(float(answers_loss(model.task, cut(batch), given, batch, 1.0)) for batch, given in pairs)
+    return sum(float(answers_loss(model.task, cut(batch).double(), given, batch, 1.0)) for batch, given in pairs)
 
 
 def _probe(levels: Sequence[Level]) -> Level:
