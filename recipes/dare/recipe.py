@@ -17,6 +17,9 @@ from recipes.runner import Context
 from terrazzo.compression.delta_files import load_delta, save_delta
 from terrazzo.compression.deltas import Base, Delta, add, changes_of, drop_all, head_of, task_model
 from terrazzo.compression.merge import Method, combine, merge, sizes
+from terrazzo.compression.regmean import Inputs, inputs_of, regmean
+from terrazzo.compression.subject import batches as packed_batches
+from terrazzo.tasks.labelled import LabelledRows
 from terrazzo.tasks.model import LoadedTask, load_task_model
 
 
@@ -27,8 +30,9 @@ class Settings:
     Args:
         proof: rows of each task that judge; chosen_by: rows of dev that choose how to merge.
         p: share that is dropped; more: another, tried with seed 0 alone.
-        weights, dropped: the grid of mergings: factors of each task's changes, which are summed.
+        weights, dropped: the grid of sums: factors of each task's changes.
         ties: the scales at which TIES is tried, with equal weights and this `density`.
+        solved: how much each task counts in RegMean, whose inputs are of so many rows (`texts`) of each training set.
         merges: draws of the chosen merging that are judged.
     """
 
@@ -44,11 +48,15 @@ class Settings:
     dropped: tuple[float, ...] = (0.0, 0.5)
     ties: tuple[float, ...] = (0.5, 1.0)
     density: float = 0.2
+    solved: tuple[tuple[float, ...], ...] = ((1.0, 2.0, 1.0), (1.0, 2.5, 1.0), (1.0, 3.0, 1.0), (1.5, 3.0, 1.0))
+    texts: int = 400
     merges: int = 3
 
 
 SETTINGS = {
-    "smoke": Settings(seeds=1, weights={"mrpc": (1.0,), "stsb": (1.0,), "clinc150": (0.3, 0.5)}, ties=(), merges=1),
+    "smoke": Settings(
+        seeds=1, weights={"mrpc": (1.0,), "stsb": (1.0,), "clinc150": (0.3, 0.5)}, ties=(), merges=1, texts=16
+    ),
     "small": Settings(proof=1200),
 }
 
@@ -93,9 +101,10 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
     context.record("fine_tuned", {name: {"points": tuned[name].score, **sizes(changes[name])} for name in tuned})
     metrics = {seed: _dropped(settings, tuned, base, seed, context) for seed in range(settings.seeds)}
     metrics[0] |= _files(settings, tuned, base, context)
-    best = _chosen(settings, tuned, base, changes, context)
+    inputs = {name: _inputs(own, settings.texts) for name, own in tuned.items()}
+    best = _chosen(settings, tuned, base, changes, inputs, context)
     for seed in range(settings.merges):
-        metrics[seed] |= _judged(tuned, base, best, seed, context)
+        metrics[seed] |= _judged(tuned, base, best, inputs, seed, context)
     return metrics
 
 
@@ -131,11 +140,19 @@ def _files(settings: Settings, tuned: Mapping[str, Tuned], base: Base, context: 
     return found | {"file_difference": max(differences)}
 
 
+def _inputs(own: Tuned, texts: int) -> Inputs:
+    """What a fine-tuning's matrices read on rows that it was trained on."""
+    task, loaded = own.loaded.model.task, own.loaded
+    rows = LabelledRows.encode(task, drawn(own.start.rows.train, texts), loaded.tokenizer, loaded.max_len)
+    return inputs_of(loaded.model.encoder, list(packed_batches(rows.flat)))
+
+
 def _chosen(
     settings: Settings,
     tuned: Mapping[str, Tuned],
     base: Base,
     changes: Mapping[str, Mapping[str, Tensor]],
+    inputs: Mapping[str, Inputs],
     context: Context,
 ) -> Merging:
     """The merging of the grid whose worst task loses least on rows of dev."""
@@ -144,13 +161,7 @@ def _chosen(
     grid: list[tuple[Merging, dict[str, float]]] = []
     for merging in _grid(settings):
         kept = {name: drop_all(some, merging.p, 0, label=name) for name, some in changes.items()}
-        weighed = [(merging.weights.get(name, 1.0), own) for name, own in kept.items()]
-        joined = {
-            key: merging.scale
-            * combine([weight * own[key] for weight, own in weighed], merging.method, merging.density)
-            for key in base.state
-        }
-        state, losses = add(base.state, joined), {}
+        state, losses = _joined(merging, base, kept, inputs), {}
         for name, own in tuned.items():
             model = task_model(base, state, head_of(own.loaded.model), own.loaded.model.task)
             losses[name] = full[name] - points(model, own.loaded, rows[name])
@@ -162,16 +173,39 @@ def _chosen(
     return best
 
 
+def _joined(
+    merging: Merging, base: Base, kept: Mapping[str, Mapping[str, Tensor]], inputs: Mapping[str, Inputs]
+) -> dict[str, Tensor]:
+    """The encoder's tensors that a merging gives."""
+    if merging.method == "regmean":
+        return regmean({name: add(base.state, own) for name, own in kept.items()}, inputs, merging.weights)
+    weighed = [(merging.weights.get(name, 1.0), own) for name, own in kept.items()]
+    changes = {
+        key: merging.scale * combine([weight * own[key] for weight, own in weighed], merging.method, merging.density)
+        for key in base.state
+    }
+    return add(base.state, changes)
+
+
 def _grid(settings: Settings) -> list[Merging]:
     """Every merging that is tried."""
     names, found = list(settings.weights), []
     for p in settings.dropped:
         for chosen in itertools.product(*settings.weights.values()):
             found.append(Merging(p=p, method="arithmetic", weights=dict(zip(names, chosen, strict=True))))
+    for chosen in settings.solved:
+        found.append(Merging(p=0.0, method="regmean", weights=dict(zip(names, chosen, strict=True))))
     return found + [Merging(p=0.0, method="ties", scale=scale, density=settings.density) for scale in settings.ties]
 
 
-def _judged(tuned: Mapping[str, Tuned], base: Base, best: Merging, seed: int, context: Context) -> dict[str, float]:
+def _judged(
+    tuned: Mapping[str, Tuned],
+    base: Base,
+    best: Merging,
+    inputs: Mapping[str, Inputs],
+    seed: int,
+    context: Context,
+) -> dict[str, float]:
     """Points that each task loses on the proof rows, and the most of them, with what `seed` drops."""
     out = context.work / f"dare-merged-{seed}"
     shutil.rmtree(out, ignore_errors=True)
@@ -186,6 +220,7 @@ def _judged(tuned: Mapping[str, Tuned], base: Base, best: Merging, seed: int, co
         scale=best.scale,
         weights=best.weights,
         density=best.density,
+        inputs=inputs,
     )
     losses = {
         f"merged_drop_{name}": own.score - folder_points(merged.folders[name], own.start.rows.proof)

@@ -255,6 +255,50 @@ def test_a_noisy_machine_gets_no_proof_of_speed(made, tmp_path, monkeypatch) -> 
     with pytest.raises(NotProved, match="too noisy"):
         compress(made, tmp_path / "out", Goal(faster=2, drop=5.0))
     assert read_proof(tmp_path / "out").speeds is None
+    quiet = prove(tmp_path / "out", here=True, bench=SimulatedBench)  # what was withheld is written once it is known
+    assert quiet.now.proved and read_proof(tmp_path / "out") == quiet.now
+
+
+def test_a_dry_run_makes_nothing_and_measures_what_it_needs(made, tmp_path, monkeypatch) -> None:
+    def said(goal):
+        return dry(made, tmp_path / "out", goal)[-1]
+
+    before = sorted(path for path in tmp_path.rglob("*"))
+    assert "20 % of them can stay" in said(Goal(faster=3.571428, drop=5.0)).replace("20%", "20 %")
+    assert "out of reach" in said(Goal(faster=11, drop=5.0))
+    monkeypatch.setattr(SimulatedBench, "table", None)  # sizes need no times of parts
+    assert "within reach" in said(Goal(smaller=5, drop=5.0)) and "out of reach" in said(Goal(smaller=20, drop=5.0))
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def dry(made, out, goal):
+    model, data, held = made
+    lines = []
+    asked = Asked(model=str(model), data=str(data), held_out=str(held), goal=goal, out=out)
+    assert Compression(asked, lines.append, SimulatedBench).run(dry_run=True) is None
+    return lines
+
+
+def test_work_on_other_rows_or_with_another_seed_is_other_work(made, tmp_path) -> None:
+    model, data, held = made
+
+    def folder(goal=Goal(faster=3, drop=5.0), **more):  # noqa: B008
+        values = {"model": str(model), "data": str(data), "held_out": str(held), "out": tmp_path / "out", "goal": goal}
+        return Compression(Asked(**(values | more)), print, SimulatedBench).place.folder
+
+    other = write(tmp_path / "other.jsonl", examples(240, 8))
+    found = [
+        folder(),
+        folder(data=str(other)),
+        folder(seed=1),
+        folder(effort="hours"),
+        folder(Goal(faster=2, drop=5.0)),
+    ]
+    assert len(set(found)) == len(found) and folder() == found[0]
+
+
+def test_a_machine_without_int8_says_so(made, tmp_path) -> None:
+    assert any("no int8 here (this CPU" in line for line in dry(made, tmp_path / "out", Goal(faster=3, drop=5.0)))
 
 
 def test_a_proof_is_of_one_machine_one_model_and_one_set_of_rows(made, tmp_path) -> None:
@@ -263,6 +307,13 @@ def test_a_proof_is_of_one_machine_one_model_and_one_set_of_rows(made, tmp_path)
         prove(tmp_path / "out", bench=SimulatedBench)
     with pytest.raises(InputError, match="not those of"):
         prove(tmp_path / "out", held_out=write(tmp_path / "other.jsonl", examples(900, 9)), here=True)
+    proof = tmp_path / "out" / "proof.json"
+    there = proof.read_text()
+    for moved, mend in ((made[0], "--model"), (made[1], "--data"), (made[2], "--held-out")):
+        proof.write_text(there.replace(f'{moved}"', f'{moved}.gone"'))
+        with pytest.raises(InputError, match=f"no more where .* {mend}"):
+            prove(tmp_path / "out", here=True, bench=SimulatedBench)
+    proof.write_text(there)
     weights = tmp_path / "out" / "head.safetensors"
     blob = bytearray(weights.read_bytes())
     blob[-64:] = bytes(64)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from terrazzo.compression.deltas import Base, add, changes_of, check_probability, drop_all, head_of, task_model
+from terrazzo.compression.regmean import Inputs, regmean
 from terrazzo.config import nearest
 from terrazzo.data.files import sync_folder
 from terrazzo.errors import InputError
@@ -28,7 +29,7 @@ from terrazzo.tasks.model import LoadedTask, save_task_model
 from terrazzo.tasks.multi import MultiTask, Problem
 from terrazzo.tasks.training import tokenizer_file
 
-Method = Literal["average", "arithmetic", "ties"]
+Method = Literal["average", "arithmetic", "ties", "regmean"]
 METHODS: tuple[Method, ...] = get_args(Method)
 RECORD, FORMAT = "merge.json", "terrazzo-merge-1"
 #: The folder of the model that answers all tasks by name.
@@ -61,6 +62,7 @@ def combine(changes_K: Sequence[Tensor], method: Method, density: float = 1.0) -
     """
     if method == "average":
         return torch.stack(list(changes_K)).mean(0)
+    assert method != "regmean", "regmean joins tensors with their inputs, not changes"
     if method == "arithmetic":
         return torch.stack(list(changes_K)).sum(0)
     return elected_mean(torch.stack([trimmed(change, density) for change in changes_K]))
@@ -90,6 +92,7 @@ def merge(
     weights: Mapping[str, float] | None = None,
     density: float = 1.0,
     rescale: bool = True,
+    inputs: Mapping[str, Inputs] | None = None,
 ) -> Merged:
     """Merge fine-tunings of one base and write OUT: a task folder for each, all with the same encoder, and merge.json.
 
@@ -100,7 +103,8 @@ def merge(
         base: the model that every fine-tuning began with.
         folders: task folders, or what finetune wrote; as a mapping by the name that each is to have.
         p: probability to drop an entry of a difference; what stays is divided by 1 - p.
-        method: how differences are joined, see `combine`; density is that of "ties".
+        method: how differences are joined, see `combine`; density is that of "ties". "regmean" solves for the matrices
+            that give on each task's own `inputs` what its fine-tuning gave; weights then say how much each task counts.
         scale: factor of the joined difference.
         weights: factors of single differences before they are joined, by name, 1 where there is none: a fine-tuning at
             a higher learning rate goes further, and drowns the others.
@@ -120,9 +124,15 @@ def merge(
     changes = {name: changes_of(task.model, opened) for name, task in loaded.items()}
     dropped = {name: drop_all(own, p, seed, label=name, rescale=rescale) for name, own in changes.items()}
     weighed = [(weights.get(name, 1.0), own) for name, own in dropped.items()]
-    joined = {
-        name: scale * combine([weight * own[name] for weight, own in weighed], method, density) for name in opened.state
-    }
+    if method == "regmean":
+        states = {name: add(opened.state, own) for name, own in dropped.items()}
+        state = regmean(states, inputs or {}, {name: weights.get(name, 1.0) for name in named})
+    else:
+        joined = {
+            name: scale * combine([weight * own[name] for weight, own in weighed], method, density)
+            for name in opened.state
+        }
+        state = add(opened.state, joined)
     together, note = one_task(loaded)
     record = {
         "format": FORMAT,
@@ -141,7 +151,6 @@ def merge(
         "note": note,
         "provenance": provenance(),
     }
-    state = add(opened.state, joined)
     with _folder_of(out) as temporary:
         _write(temporary, opened, loaded, together, state, record)
     return Merged(
@@ -254,6 +263,8 @@ def _check(p: float, method: str, scale: float, density: float) -> None:
         raise InputError(f"scale must be above 0, got {scale}")
     if not 0 < density <= 1:
         raise InputError(f"density is the share of entries that ties leaves, above 0 and at most 1, got {density}")
+    if method == "regmean" and scale != 1:
+        raise InputError(f"scale {scale}: method 'regmean' solves for the encoder itself: leave it out")
     if density < 1 and method != "ties":
         raise InputError(f"density {density}: only method 'ties' leaves out the smallest entries")
 

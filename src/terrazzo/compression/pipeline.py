@@ -309,9 +309,8 @@ class Compression:
         )
 
     def _advice(self) -> str:
-        if self.asked.effort == "minutes":
-            return "--effort hours trains longer"
-        return ""
+        lost = any(self._enough(offer) for offer in self.offers)
+        return "--effort hours trains longer" if lost and self.asked.effort == "minutes" else ""
 
     def _sure(self, offer: Offer) -> bool:
         """Whether training is not needed: the drop is below the goal even at the end of its interval."""
