@@ -53,8 +53,11 @@ class Curve:
     ms: tuple[float, ...]
 
     def at(self, size: int) -> float:
-        """Milliseconds at a size, interpolated linearly between those that were timed."""
-        return float(np.interp(size, self.sizes, self.ms))
+        """Milliseconds at a size, interpolated linearly between those that were timed.
+
+        Below the smallest that was timed a site costs what that one does: that it is there at all.
+        """
+        return float(np.interp(max(size, min(self.sizes[1:])) if size else 0, self.sizes, self.ms))
 
 
 @config

@@ -35,7 +35,7 @@ _MEMORY = Memory(kind=LatencyTable, name="tables", format="terrazzo-latency-1", 
 #: Sizes that are timed, as shares of all heads or units; the sizes between them are interpolated.
 SHARES: dict[Kind, tuple[float, ...]] = {
     "heads": (0, 1 / 12, 1 / 4, 1 / 2, 3 / 4, 1),
-    "units": (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1),
+    "units": (0, 1 / 48, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1),
 }
 #: Layers of the encoders that one size is timed in.
 _DEPTH = 2
