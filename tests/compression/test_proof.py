@@ -12,6 +12,7 @@ from terrazzo.compression.candidates import Candidate, surest
 from terrazzo.compression.goal import Goal
 from terrazzo.compression.offers import Offer
 from terrazzo.compression.proof_file import Proof, Quality, Size, Speeds, unproved
+from terrazzo.compression.report import write_report
 from terrazzo.compression.rows import split_rows
 from terrazzo.compression.speed import Here
 from terrazzo.compression.subject import drop_of, refuse_guessing
@@ -117,3 +118,13 @@ def test_of_all_that_reach_the_goal_the_surest_is_proved() -> None:
     assert surest(goal, [trained, slow], 0.3) is None
     better = candidate("better", 0.1, 1.3)
     assert surest(goal, [shot, better], 1.0) is shot and surest(goal, [shot, better], 0.3) is better
+
+
+def test_a_time_that_was_asked_for_is_drawn_as_a_speed(tmp_path) -> None:
+    offers = [candidate("int8", 0.1, 0.5, faster=2.0).offer, candidate("cut", 0.6, 1.2).offer]
+    page = write_report(tmp_path, Goal(under_ms=0.4, drop=1.0), None, offers, [], "fast").read_text()
+    assert (
+        "asked: 0.4 ms" in page
+        and "asked:"
+        not in write_report(tmp_path, Goal(smaller=2), None, [], [], "fast").read_text().split("against size")[0]
+    )

@@ -150,7 +150,7 @@ class Compression:
         )
         if self.precision != "int8" and self.goal.asks_speed:
             lacking = (
-                "pip install openvino nncf brings it"
+                "pip install 'terrazzo[serve,export]' brings it"
                 if self.bench.machine.has_int8
                 else "this CPU has no products of 8 bits"
             )

@@ -116,7 +116,7 @@ class Proof:
         said += [
             f"drop: {quality.drop:+.2f} points of {quality.metric} ({quality.dense:.2f} to {quality.small:.2f}), at "
             f"most {quality.drop_most:.2f} with 95 % confidence on {quality.rows:,} rows",
-            f"size: {size.bytes / 1e6:.1f} MB, {size.smaller:.1f}x smaller than fp32",
+            f"size: {size.bytes / 1e6:.1f} MB, {size.smaller:.1f}x as small as fp32",
             "proved: " + ("yes" if self.proved else f"NO: {'; '.join(self.why)}"),
         ]
         return said

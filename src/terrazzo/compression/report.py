@@ -84,6 +84,8 @@ def _frontier(goal: Goal, proof: Proof | None, offers: Sequence[Offer], sketches
             _series("one-shot, speed predicted", [(1.0, 0.0), *((s.faster, s.drop) for s in sketches)], "line")
         )
     marks = [] if goal.faster is None else [(goal.faster, f"asked: {goal.faster:g}×")]
+    if goal.under_ms is not None and offers:
+        marks = [(offers[0].ms * offers[0].faster / goal.under_ms, f"asked: {goal.under_ms:g} ms")]
     factor = XAxis("faster", "times as fast", "times as fast as the fastest fp32 runtime", significant)
     small = XAxis("smaller", "times as small", "times as small as fp32", significant)
     left = chart(Figure(f"{title}, against speed", "", tall=True), factor, drawn, marks)
