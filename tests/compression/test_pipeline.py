@@ -108,7 +108,12 @@ class SimulatedBench(Bench):
         shape = self.subject.encoder.config.replace(dropout=0.0, attention_dropout=0.0, init="normal")
         layers, each = tuple(range(shape.depth)), 9.0 / (2 * shape.depth)
         curves = tuple(
-            Curve(kind=site.kind, layers=layers, sizes=(0, site.size(shape)), ms=(0.0, each))
+            Curve(
+                kind=site.kind,
+                layers=layers,
+                sizes=tuple(range(site.size(shape) + 1)),
+                ms=tuple(each * size / site.size(shape) for size in range(site.size(shape) + 1)),
+            )
             for site in sites(shape)[:2]
         )
         return LatencyTable(
