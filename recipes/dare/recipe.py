@@ -43,7 +43,7 @@ class Settings:
     more: float = 0.99
     seeds: int = 5
     weights: Mapping[str, tuple[float, ...]] = field(
-        default_factory=lambda: {"mrpc": (0.5, 0.8), "stsb": (0.7, 1.0), "clinc150": (0.15, 0.3, 0.5)}
+        default_factory=lambda: {"mrpc": (0.4, 0.6), "stsb": (1.0, 1.2), "clinc150": (0.3, 0.4, 0.5)}
     )
     dropped: tuple[float, ...] = (0.0, 0.5)
     ties: tuple[float, ...] = (0.5, 1.0)
