@@ -76,7 +76,7 @@ def fill(name: str, root: Path, work: Path) -> dict[str, Any]:
         lines.append(line)
         print(f"  {name}: {line}", flush=True)
 
-    began, out = time.perf_counter(), work / "out" / name
+    began, spent, out = time.perf_counter(), time.process_time(), work / "out" / name
     found: dict[str, Any] = {"goal": to_dict(order.goal), "effort": order.effort, "lines": lines}
     try:
         made = compress(model, data, order.goal, out, held_out=held, effort=order.effort, log=log)
@@ -87,6 +87,7 @@ def fill(name: str, root: Path, work: Path) -> dict[str, Any]:
     except NotProved as error:
         found["not_proved"] = str(error).removeprefix(str(out))
     found["seconds"] = round(time.perf_counter() - began, 1)
+    found["cpu_seconds"] = round(time.process_time() - spent, 1)
     write_json_atomic(record, found)
     return found
 
@@ -189,17 +190,21 @@ def rows_of(
                 note=note,
             )
         )
-    seconds = [record["seconds"] for name, record in records.items() if ORDERS[name].effort == "minutes"]
+    seconds = {
+        name: record["cpu_seconds"]
+        for name, record in records.items()
+        if ORDERS[name].effort == "minutes" and "cpu_seconds" in record
+    }
     if seconds:
-        note = "the longest of the runs with --effort minutes, training included"
+        note = f"CPU time on one core, training included, because other work ran beside it; of {', '.join(seconds)}"
         rows.append(
             Row(
                 id="K8",
-                metric="a whole run with --effort minutes",
+                metric="a whole run with --effort minutes, the longest",
                 peer="",
                 floor=600.0,
                 goal=180.0,
-                value=max(seconds),
+                value=max(seconds.values()),
                 unit="s",
                 better="lower",
                 note=note,
