@@ -16,6 +16,7 @@ CPU: tuple[str, ...] = (
     "finetuning",
     "minilm",
     "inference",
+    "compression",
     "serving",
     "serving_hostile",
 )
