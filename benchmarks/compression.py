@@ -213,6 +213,15 @@ def rows_of(
     return rows
 
 
+def without(value: Any, folder: str) -> Any:
+    """Plain data without the name of a folder of this machine."""
+    if isinstance(value, Mapping):
+        return {key: without(item, folder) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without(item, folder) for item in value]
+    return value.replace(folder, "WORK") if isinstance(value, str) else value
+
+
 def _row(id_: str, metric: str, peer: str, floor: float, goal: float | None, value: float | None) -> Row:
     status = "measured" if value is not None else "not run (no proof: see orders)"
     note = "the drop is the upper end of a one-sided 95 % interval on rows that nothing else saw"
@@ -240,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     again = {name: list(prove(options.work / "out" / name).differing) for name in found} if options.prove else {}
     table = table_errors(root, options.work)
     details = {
-        "orders": {name: {key: value for key, value in record.items()} for name, record in records.items()},
+        "orders": without(records, str(options.work)),
         "proofs": {name: {**to_dict(proof), "model": "", "data": "", "held_out": ""} for name, proof in found.items()},
         "differing_when_proved_again": again,
         "table": table,
