@@ -32,11 +32,11 @@ from terrazzo.nn import Encoder
 from terrazzo.tasks.model import TaskModel
 
 #: The share of the time asked for that a plan is made for, because predictions are a few percent off.
-MARGIN = 0.97
+MARGIN = 0.95
 #: Plans that are made until one is as fast as it was predicted to be, each aimed so much below what the last missed.
 _ATTEMPTS, _FURTHER = 3, 0.99
 #: How much faster than asked a plan must be as measured to be the last, because times that are measured again differ.
-_SPARE = 1.02
+_SPARE = 1.04
 #: Further times whose one-shot drop is sketched, as shares of the way from the uncut model to the one asked for.
 _SKETCHED = (0.25, 0.5, 0.75)
 
