@@ -213,6 +213,18 @@ def test_an_interrupted_search_goes_on(made, tmp_path, monkeypatch) -> None:
 SAVE = pipeline.Workshop.save
 
 
+def test_plans_that_run_slower_than_predicted_are_cut_further(made, tmp_path) -> None:
+    class Slower(SimulatedBench):
+        def milliseconds(self, config):
+            predicted = super().milliseconds(config)
+            return predicted if predicted == 10.0 else 1.1 * predicted  # only what was cut
+
+    done, lines = compress(made, tmp_path / "out", Goal(faster=2, drop=30.0), bench=Slower)
+    chosen = [float(line.split("predicted ")[1].split("x")[0]) for line in lines if line.startswith("choose")]
+    assert len(chosen) > 1 and chosen == sorted(chosen) and chosen[0] < 2.2 < chosen[-1]
+    assert done.proof.proved and done.proof.speeds.faster >= 2 * cutting._SPARE
+
+
 def test_a_long_way_is_gone_in_rounds(made, tmp_path, monkeypatch) -> None:
     quick = Means(
         search=SearchOptions(starts=2, failures=1, evaluations=4),
@@ -285,7 +297,8 @@ def test_a_dry_run_makes_nothing_and_measures_what_it_needs(made, tmp_path, monk
 def test_work_on_other_rows_or_with_another_seed_is_other_work(made, tmp_path) -> None:
     model, data, held = made
 
-    def folder(goal=Goal(faster=3, drop=5.0), **more):  # noqa: B008
+    def folder(goal=None, **more):
+        goal = goal or Goal(faster=3, drop=5.0)
         values = {"model": str(model), "data": str(data), "held_out": str(held), "out": tmp_path / "out", "goal": goal}
         return Compression(Asked(**(values | more)), print, SimulatedBench).place.folder
 

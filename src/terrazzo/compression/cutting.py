@@ -86,7 +86,7 @@ class Cutter:
             if shot.offer.faster >= _SPARE * factor and shot.offer.small_enough(goal):
                 return shot
             smaller = 1.0 if goal.smaller is None else goal.smaller / shot.offer.smaller
-            aimed *= max(1.0, factor / shot.offer.faster, smaller) / _FURTHER
+            aimed *= max(1.0, _SPARE * factor / shot.offer.faster, smaller) / _FURTHER
         return shot
 
     def ms_of(self, factor: float) -> float:

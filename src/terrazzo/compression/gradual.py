@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from terrazzo.compression.around import StageAround
 from terrazzo.compression.distill_workload import Distilled
 from terrazzo.compression.gradients import GradientStream, LossGradients
 from terrazzo.compression.masks import Masks, read_masks, single_matrices
@@ -268,42 +269,22 @@ class PruningWorkload:
         self.inner.finish(run, model, provenance)
 
 
-class PruningStage:
+class PruningStage(StageAround):
     """A stage whose model is masked; its checkpoints hold the masks beside the weights."""
 
     def __init__(self, workload: PruningWorkload, inner: StageWork, resumed: Path | None) -> None:
-        self.inner = inner
-        self.model: nn.Module = inner.model
-        self.stream: StepSource = inner.stream
+        super().__init__(inner)
         self.masks = Masks(encoder_of(inner.model), read_masks(resumed) if resumed is not None else None)
         self.objective = PruningObjective(inner, self.masks, workload.schedule, workload.pruner)
-        self.micro_tokens, self.step_tokens = inner.micro_tokens, inner.step_tokens
-        self.step_words, self.counted = inner.step_words, inner.counted
 
     def evaluate(self, module: nn.Module, ranks: Ranks, autocast: AbstractContextManager[None]) -> Mapping[str, Any]:
         """The figures of the stage inside, and the sparsity."""
         return {**self.inner.evaluate(module, ranks, autocast), "sparsity": self.masks.sparsity}
 
-    def flops(self, batches: Sequence[Packed]) -> float:
-        """Those of dense products, which masked weights take part in."""
-        return self.inner.flops(batches)
-
-    def sources(self, step: int) -> list[str]:
-        """As the stage inside."""
-        return self.inner.sources(step)
-
     def write(self, folder: Path, state: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
         """The model's files, and the masks."""
         self.inner.write(folder, state, provenance)
         self.masks.save(folder)
-
-    def read(self, folder: Path) -> Mapping[str, Tensor]:
-        """As the stage inside."""
-        return self.inner.read(folder)
-
-    def assemble(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """A plain model whose zeros are in its weights."""
-        return self.inner.assemble(state)
 
 
 def _without_progress(schedules: Mapping[str, ScheduleConfig]) -> dict[str, ScheduleConfig]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from terrazzo.compression.around import StageAround
 from terrazzo.compression.quantise.grids import nearest
 from terrazzo.compression.quantise.plan import BitPlan, check_plan, full_name
 from terrazzo.config import to_dict
-from terrazzo.data import StepSource
 from terrazzo.errors import InputError
-from terrazzo.packed import Packed
 from terrazzo.tasks.model import TaskModel
 from terrazzo.train.distributed import Ranks
 from terrazzo.train.run import RunConfig
@@ -130,39 +128,10 @@ class RoundedWorkload:
         self.inner.finish(run, model, {**provenance, "quantised": to_dict(self.plan)})
 
 
-class RoundedStage:
-    """A stage whose model is rounded in every forward pass."""
+class RoundedStage(StageAround):
+    """A stage whose model is rounded in every forward pass; checkpoints hold the weights behind the rounded ones."""
 
     def __init__(self, plan: BitPlan, inner: StageWork) -> None:
         assert isinstance(inner.model, TaskModel)
-        self.inner = inner
-        self.model: nn.Module = inner.model
+        super().__init__(inner)
         self.rounding = Rounding(inner.model, plan)
-        self.stream: StepSource = inner.stream
-        self.objective = inner.objective
-        self.micro_tokens, self.step_tokens = inner.micro_tokens, inner.step_tokens
-        self.step_words, self.counted = inner.step_words, inner.counted
-
-    def evaluate(self, module: nn.Module, ranks: Ranks, autocast: AbstractContextManager[None]) -> Mapping[str, Any]:
-        """The figures of the stage inside, of the rounded model."""
-        return self.inner.evaluate(module, ranks, autocast)
-
-    def flops(self, batches: Sequence[Packed]) -> float:
-        """As the stage inside."""
-        return self.inner.flops(batches)
-
-    def sources(self, step: int) -> list[str]:
-        """As the stage inside."""
-        return self.inner.sources(step)
-
-    def write(self, folder: Path, state: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
-        """As the stage inside: the weights behind the rounded ones."""
-        self.inner.write(folder, state, provenance)
-
-    def read(self, folder: Path) -> Mapping[str, Tensor]:
-        """As the stage inside."""
-        return self.inner.read(folder)
-
-    def assemble(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """As the stage inside."""
-        return self.inner.assemble(state)
