@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from typing import Literal
 
 import numpy as np
@@ -67,7 +68,8 @@ class LatencyTable:
     Args:
         shape: the whole encoder; remainder_ms: what is left of it without any heads and units.
         machine: key of the machine; packages: versions there.
-        scale: what the parts' times were multiplied by, so that they add up to those of the whole encoder.
+        factors: what the parts' times of each kind were multiplied by, so that they add up to those of whole encoders;
+            present_ms: what was added to each for being there.
         spread: the largest share by which a time, measured twice, differed.
     """
 
@@ -75,7 +77,8 @@ class LatencyTable:
     conditions: Conditions
     remainder_ms: float
     curves: tuple[Curve, ...]
-    scale: float = 1.0
+    factors: dict[Kind, float] = field(default_factory=lambda: {"heads": 1.0, "units": 1.0})
+    present_ms: float = 0.0
     spread: float
     machine: str
     packages: dict[str, str]

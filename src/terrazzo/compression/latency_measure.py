@@ -1,7 +1,8 @@
 """Latency tables, measured once on a machine and remembered there, and compared with encoders as a whole.
 
 Attention with n heads is timed in encoders of few layers beside an MLP of half its width, an MLP with w inner units
-beside half of the heads; what layers of nothing still cost (embeddings, norms, a head) is timed once at full depth.
+beside half of the heads; what layers of nothing still cost (embeddings, norms, a head) is timed once at full depth. The
+parts are then fitted to some whole encoders, timed in the same rounds.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from terrazzo.compression.latency import Conditions, Curve, LatencyTable, shape_of
+from terrazzo.compression.latency_fit import fitted, whole_encoders
 from terrazzo.compression.probes import Opener, opener_of
 from terrazzo.compression.sites import Kind, sites
 from terrazzo.compression.timing import Clock, Timing, time_calls
@@ -31,7 +33,7 @@ from terrazzo.runtime.choice import PACKAGES, memory_file
 from terrazzo.runtime.machine import Machine, this_machine
 from terrazzo.runtime.memory import Memory
 
-_MEMORY = Memory(kind=LatencyTable, name="tables", format="terrazzo-latency-1", measured="latencies")
+_MEMORY = Memory(kind=LatencyTable, name="tables", format="terrazzo-latency-2", measured="latencies")
 #: Sizes that are timed, as shares of all heads or units; the sizes between them are interpolated.
 SHARES: dict[Kind, tuple[float, ...]] = {
     "heads": (0, 1 / 12, 1 / 4, 1 / 2, 3 / 4, 1),
@@ -95,8 +97,9 @@ def measure(
 ) -> LatencyTable:
     """A latency table from times that are taken now; see `latency_table`."""
     groups = _groups(shape, conditions.selects)
-    whole = {"the whole encoder": shape, "the remainder": _filled(shape, shape.depth)}
-    calls = {name: _call(opener, config, conditions, forward) for name, config in whole.items()}
+    whole = {f"whole encoder {number}": config for number, config in enumerate([shape, *whole_encoders(shape)])}
+    full = {"the remainder": _filled(shape, shape.depth), **whole}
+    calls = {name: _call(opener, config, conditions, forward) for name, config in full.items()}
     for group in groups:
         for name, probe in group.probes(shape, sizes).items():
             calls[name] = _call(opener, probe, conditions, forward if group.last else None)
@@ -111,20 +114,7 @@ def measure(
         machine=machine.key,
         packages=versions(PACKAGES),
     )
-    return _scaled(table, times.ms["the whole encoder"])
-
-
-def _scaled(table: LatencyTable, dense_ms: float) -> LatencyTable:
-    """The table with the parts' times scaled so that they add up to the whole encoder's.
-
-    Few layers find more of what they need in the caches than many, and share what a batch costs once.
-    """
-    parts_ms = table.budget(table.dense_ms)
-    if not (parts_ms > 0 and dense_ms > table.remainder_ms):
-        return table
-    scale = table.budget(dense_ms) / parts_ms
-    curves = tuple(replace(curve, ms=tuple(scale * one for one in curve.ms)) for curve in table.curves)
-    return replace(table, curves=curves, scale=scale)
+    return fitted(table, list(whole.values()), [times.ms[name] for name in whole])
 
 
 @dataclass(frozen=True, kw_only=True)
