@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import terrazzo
-from terrazzo.compression import cutting, pipeline
+from terrazzo.compression import candidates, cutting, pipeline
 from terrazzo.compression.asked import Asked
 from terrazzo.compression.goal import Goal
+from terrazzo.compression.ground import Ground
 from terrazzo.compression.latency import Curve, LatencyTable
 from terrazzo.compression.means import Means
 from terrazzo.compression.offers import GoalUnreachable, Offer, frontier, nearest
@@ -30,9 +31,11 @@ from terrazzo.objectives import SupervisedConfig
 from terrazzo.optim import AdamWConfig
 from terrazzo.runtime import choice
 from terrazzo.runtime.machine import Machine, this_machine
+from terrazzo.runtime.quantise import Unreached
 from terrazzo.tasks.label import LabelTask
 from terrazzo.tasks.labelled import LabelledRows
-from terrazzo.tasks.task import Example
+from terrazzo.tasks.span import SpanTask
+from terrazzo.tasks.task import Example, Span
 from terrazzo.tasks.training import TaskWorkload
 from terrazzo.testing import TINY_MODEL, log_metrics
 from terrazzo.train import Budget, Init, RunConfig, Sampling, Stage, train
@@ -136,7 +139,7 @@ def compress(made, out, goal, bench=SimulatedBench, **more):
     model, data, held = made
     lines = []
     asked = Asked(model=str(model), data=str(data), held_out=str(held), goal=goal, out=Path(out), **more)
-    return Compression(asked, lines.append, bench).run(dry_run=False), lines
+    return Compression(asked, lines.append, Ground(asked, bench)).run(dry_run=False), lines
 
 
 def test_a_goal_is_reached_and_its_proof_is_what_anyone_would_measure(made, tmp_path) -> None:
@@ -174,6 +177,20 @@ def test_a_goal_is_reached_and_its_proof_is_what_anyone_would_measure(made, tmp_
     assert not list(tmp_path.glob(".out.work")) and any("prove" in line for line in lines)
     again = prove(tmp_path / "out", here=True, bench=SimulatedBench)
     assert not again.differing and again.now.proved
+
+
+def test_questions_about_one_context_stay_together() -> None:
+    rows = [
+        Example(text=f"context {number}", other=f"question {q}", target=(Span(start=0, end=7, label="context"),))
+        for number in range(200)
+        for q in range(5)
+    ]
+    task = SpanTask()
+    for held_out in (None, rows[:700]):
+        split = split_rows(task, rows, held_out, 5.0, 0)
+        parts = [{row.text for row in part} for part in (split.learn, split.choose, split.proof)]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 200
+        assert len(split.choose) + len(split.proof) == (500 if held_out is None else 700)
 
 
 def test_rows_of_the_proof_are_seen_by_nothing_else(made) -> None:
@@ -274,6 +291,24 @@ def test_a_noisy_machine_gets_no_proof_of_speed(made, tmp_path, monkeypatch) -> 
     assert read_proof(tmp_path / "out").speeds is None
     quiet = prove(tmp_path / "out", here=True, bench=SimulatedBench)  # what was withheld is written once it is known
     assert quiet.now.proved and read_proof(tmp_path / "out") == quiet.now
+    with pytest.raises(NotProved, match="out stays as it was"):
+        compress(made, tmp_path / "out", Goal(faster=2.5, drop=5.0))
+    assert read_proof(tmp_path / "out") == quiet.now and not read_proof(tmp_path / "out-unproved").proved
+
+
+def test_a_model_that_int8_is_far_from_is_cut_in_fp32(made, tmp_path, monkeypatch) -> None:
+    real = candidates.export_into
+
+    def export_into(out, source, texts, names, precision, *rest):
+        if precision == "int8":
+            raise Unreached("int8 does not reach a cosine of 0.97")
+        return real(out, source, texts, names, precision, *rest)
+
+    monkeypatch.setattr(candidates, "export_into", export_into)
+    monkeypatch.setattr(pipeline.Compression, "precision", "int8", raising=False)
+    done, lines = compress(made, tmp_path / "out", Goal(faster=2, drop=5.0))
+    assert done.proof.proved and {offer.precision for offer in done.offers} == {"fp32"}
+    assert sum("fp32 instead" in line for line in lines) == 1 and "int8" not in done.offers[-1].name
 
 
 def test_a_dry_run_makes_nothing_and_measures_what_it_needs(made, tmp_path, monkeypatch) -> None:
@@ -283,7 +318,7 @@ def test_a_dry_run_makes_nothing_and_measures_what_it_needs(made, tmp_path, monk
     def said(goal):
         lines = []
         asked = Asked(model=model, data=data, held_out=held, goal=goal, out=tmp_path / "out")
-        assert Compression(asked, lines.append, SimulatedBench).run(dry_run=True) is None
+        assert Compression(asked, lines.append, Ground(asked, SimulatedBench)).run(dry_run=True) is None
         return "\n".join(lines)
 
     near = said(Goal(faster=4, drop=5.0))
@@ -300,7 +335,8 @@ def test_work_on_other_rows_or_with_another_seed_is_other_work(made, tmp_path) -
     def folder(goal=None, **more):
         goal = goal or Goal(faster=3, drop=5.0)
         values = {"model": str(model), "data": str(data), "held_out": str(held), "out": tmp_path / "out", "goal": goal}
-        return Compression(Asked(**(values | more)), print, SimulatedBench).place.folder
+        asked = Asked(**(values | more))
+        return Compression(asked, print, Ground(asked, SimulatedBench)).place.folder
 
     other = write(tmp_path / "other.jsonl", examples(240, 8))
     found = [

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
 from terrazzo.cli.app import app
 from terrazzo.cli.options import Fields, fields_of
 from terrazzo.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from terrazzo.compression.speed import Here
+
+
+class Common(TypedDict):
+    """What is asked of one model as of a family."""
+
+    held_out: str | None
+    on: Here
+    effort: str
+    fields: dict[str, str] | None
+    seed: int
+    dry_run: bool
 
 
 @app.command()
@@ -20,7 +34,8 @@ def compress(
     ],
     out: Annotated[Path | None, typer.Option(help="The folder to make.")] = None,
     faster: Annotated[
-        float | None, typer.Option(help="Times as fast as the same model in the fastest fp32 runtime here.")
+        str | None,
+        typer.Option(help="Times as fast as the same model in the fastest fp32 runtime here; 2,4,8 makes a family."),
     ] = None,
     smaller: Annotated[float | None, typer.Option(help="Times as small as the fp32 weights, on disk.")] = None,
     under: Annotated[str | None, typer.Option(help="Time of a batch, as 5ms; see --batch.")] = None,
@@ -38,27 +53,24 @@ def compress(
     fields: Fields = None,
 ) -> None:
     """This model, on this machine, so many times faster, at most so much worse: with the proof."""
+    from terrazzo.compression.family import compress_family
     from terrazzo.compression.goal import Goal
     from terrazzo.compression.pipeline import compress as run
     from terrazzo.compression.speed import Here
 
     if out is None and not dry_run:
         raise InputError("--out: name the folder to make, or ask for a --dry-run")
-    goal = Goal(faster=faster, smaller=smaller, under_ms=None if under is None else milliseconds(under), drop=max_drop)
+    factors, under_ms = factors_of(faster), None if under is None else milliseconds(under)
+    goal = Goal(faster=factors[0] if factors else None, smaller=smaller, under_ms=under_ms, drop=max_drop)
+    folder, on = out or Path("compressed"), Here(threads=threads, batch=batch, length=length)
+    common = Common(held_out=held_out, on=on, effort=effort, fields=fields_of(fields), seed=seed, dry_run=dry_run)
     try:
-        run(
-            model,
-            data,
-            goal,
-            out or Path("compressed"),
-            held_out=held_out,
-            on=Here(threads=threads, batch=batch, length=length),
-            effort=effort,
-            fields=fields_of(fields),
-            seed=seed,
-            dry_run=dry_run,
-            log=lambda line: print(line, flush=True),
-        )
+        if len(factors) > 1:
+            family = compress_family(model, data, factors, folder, drop=max_drop, smaller=smaller, log=say, **common)
+            if family is not None and family.missed:
+                raise RunError("\n".join(f"{name}: {why}" for name, why in family.missed.items()))
+        else:
+            run(model, data, goal, folder, log=say, **common)
     except KeyboardInterrupt:
         print("stopped" if dry_run else f"stopped; the same command goes on with {out}")
         raise SystemExit(130) from None
@@ -73,18 +85,41 @@ def prove(
     here: Annotated[bool, typer.Option("--here", help="On another machine: measure anew and write its proof.")] = False,
 ) -> None:
     """Measure every figure of a compressed model's proof again, on this machine."""
+    from terrazzo.compression.family import members
     from terrazzo.compression.proof import prove as run
 
-    verified = run(
-        folder, model=model, data=data, held_out=held_out, here=here, log=lambda line: print(line, flush=True)
-    )
-    print("\n".join(verified.lines()))
-    for line in verified.now.lines()[-1:]:
-        print(line)
-    if verified.differing:
-        raise RunError(f"{folder}: measured again, {', '.join(verified.differing)} differ from proof.json")
-    if not verified.now.proved:
-        raise RunError(f"{folder}: the goal is not shown: {'; '.join(verified.now.why)}")
+    wrong: list[str] = []
+    for one in members(folder) or [folder]:
+        verified = run(one, model=model, data=data, held_out=held_out, here=here, log=say)
+        print("\n".join([*verified.lines(), *verified.now.lines()[-1:]]))
+        if verified.differing:
+            wrong.append(f"{one}: measured again, {', '.join(verified.differing)} differ from proof.json")
+        elif not verified.now.proved:
+            wrong.append(f"{one}: the goal is not shown: {'; '.join(verified.now.why)}")
+    if wrong:
+        raise RunError("\n".join(wrong))
+
+
+def say(line: str) -> None:
+    """Print a line at once, though the output may be a file."""
+    print(line, flush=True)
+
+
+def factors_of(text: str | None) -> tuple[float, ...]:
+    """`4`, or several factors as `2,4,8`.
+
+    Raises:
+        InputError: anything else.
+    """
+    if text is None:
+        return ()
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--faster {text}: write a factor, as 4, or several for a family, as 2,4,8") from None
+    if len(set(found)) < len(found):
+        raise InputError(f"--faster {text}: the same factor twice")
+    return found
 
 
 def milliseconds(text: str) -> float:

@@ -9,9 +9,11 @@ from pathlib import Path
 from terrazzo.compression.goal import Goal
 from terrazzo.compression.offers import Offer
 from terrazzo.compression.proof_file import Proof
-from terrazzo.compression.recover import Effort
+from terrazzo.compression.recover import EFFORTS, Effort
 from terrazzo.compression.report import REPORT
 from terrazzo.compression.speed import Here
+from terrazzo.config import nearest
+from terrazzo.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,39 @@ class Asked:
     effort: Effort = "minutes"
     fields: Mapping[str, str] | None = None
     seed: int = 0
+
+
+def asked_for(
+    model: str | Path,
+    data: str | Path,
+    goal: Goal,
+    out: str | Path,
+    held_out: str | Path | None = None,
+    on: Here | None = None,
+    effort: str = "minutes",
+    fields: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> Asked:
+    """What a person asks for, checked as far as that takes no files.
+
+    Raises:
+        InputError: a negative seed, or an unknown effort.
+    """
+    if seed < 0:
+        raise InputError(f"seed {seed}: from 0")
+    if effort not in EFFORTS:
+        raise InputError(f"effort {effort!r}: {nearest(effort, EFFORTS)}")
+    return Asked(
+        model=str(model),
+        data=str(data),
+        goal=goal,
+        out=Path(out),
+        held_out=None if held_out is None else str(held_out),
+        on=on or Here(),
+        effort="hours" if effort == "hours" else "minutes",
+        fields=fields,
+        seed=seed,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from terrazzo.checkpoint import atomic_folder
@@ -20,12 +19,11 @@ from terrazzo.config import from_dict, read_file, to_dict
 from terrazzo.provenance import write_json_atomic
 from terrazzo.runtime import Precision
 from terrazzo.runtime.folder import RuntimeName
-from terrazzo.runtime.quantise import Target
+from terrazzo.runtime.quantise import Target, Unreached
 from terrazzo.tasks.calibration import Calibration, calibration_of
 from terrazzo.tasks.export import export_into, open_source
 from terrazzo.tasks.model import TaskModel, save_task_model
 from terrazzo.tasks.predict import Predictor
-from terrazzo.tasks.task import Result
 from terrazzo.tasks.training import tokenizer_file
 
 OFFER, MODEL, EXPORTED = "offer.json", "model", "exported"
@@ -47,7 +45,8 @@ class Workshop:
 
     Args:
         folder: where they lie; what is finished there is not made again.
-        runtime, precision: that they are exported to.
+        runtime, precision: that they are exported to; instead: for fp32, where int8 is too far
+            from a model.
     """
 
     def __init__(
@@ -57,15 +56,11 @@ class Workshop:
         folder: Path,
         runtime: RuntimeName,
         precision: Precision,
+        instead: RuntimeName,
         log: Log,
     ) -> None:
         self.subject, self.bench, self.folder, self.log = subject, bench, folder, log
-        self.runtime, self.precision = runtime, precision
-
-    @cached_property
-    def dense_answers(self) -> list[Result]:
-        """What the dense model says of the rows to choose by."""
-        return self.subject.answers(self.subject.choose.examples)
+        self.runtime, self.precision, self.instead = runtime, precision, instead
 
     def calibration(self) -> Calibration:
         """Rows to learn from that set the ranges of int8."""
@@ -82,8 +77,7 @@ class Workshop:
     ) -> Candidate:
         """The model that `make` gives, on its runtime, with its speed and its drop on the rows to choose by.
 
-        Raises:
-            InputError: int8 that is far from the model in fp32.
+        A model that int8 is far from runs in fp32.
         """
         folder = self.folder / key
         if (folder / OFFER).is_file():
@@ -91,14 +85,28 @@ class Workshop:
         if not (folder / MODEL).is_dir():
             self.save(make(), folder / MODEL)
         shutil.rmtree(folder / EXPORTED, ignore_errors=True)
-        with atomic_folder(folder / EXPORTED) as out:
-            export_into(
-                out, open_source(folder / MODEL), self.calibration(), (self.runtime,), self.precision, _TARGET, self.log
-            )
-        offer = self.measured(folder / EXPORTED, name, sizes or {}, predicted_ms)
+        try:
+            runtime, precision = self._exported(folder, self.runtime, self.precision)
+        except Unreached as error:
+            self.log(f"no int8: {error}; fp32 instead")
+            runtime, precision = self._exported(folder, self.instead, "fp32")
+            predicted_ms = None
+        named = name.replace(self.precision, precision)
+        offer = self.measured(folder / EXPORTED, named, runtime, precision, sizes or {}, predicted_ms)
         write_json_atomic(folder / OFFER, to_dict(offer))
         self.log(f"made      {offer}")
         return Candidate(offer=offer, folder=folder / EXPORTED)
+
+    def _exported(self, folder: Path, runtime: RuntimeName, precision: Precision) -> tuple[RuntimeName, Precision]:
+        """What the model in `folder` was exported to.
+
+        Raises:
+            Unreached: int8 that is far from the model in fp32.
+        """
+        source = open_source(folder / MODEL)
+        with atomic_folder(folder / EXPORTED) as out:
+            export_into(out, source, self.calibration(), (runtime,), precision, _TARGET, self.log)
+        return runtime, precision
 
     def packed(self, key: str, name: str, make: Callable[[], Quantised[TaskModel]]) -> Candidate:
         """The model of few bits that `make` gives, packed on disk; it runs in PyTorch as any other."""
@@ -107,7 +115,7 @@ class Workshop:
             quantised, loaded = make(), self.subject.loaded
             with tokenizer_file(loaded.tokenizer) as file:
                 save_packed(folder / EXPORTED, quantised, file, max_len=loaded.max_len)
-            offer = self.measured(folder / EXPORTED, name, {}, None, quantised.plan.bits)
+            offer = self.measured(folder / EXPORTED, name, "torch", "fp32", {}, None, quantised.plan.bits)
             write_json_atomic(folder / OFFER, to_dict(offer))
             self.log(f"made      {offer}")
         return Candidate(offer=from_dict(Offer, read_file(folder / OFFER), str(folder)), folder=folder / EXPORTED)
@@ -116,6 +124,8 @@ class Workshop:
         self,
         folder: Path,
         name: str,
+        runtime_name: RuntimeName,
+        precision: Precision,
         sizes: Mapping[str, int],
         predicted_ms: float | None,
         bits: Mapping[str, int] | None = None,
@@ -124,14 +134,14 @@ class Workshop:
         small, runtime = open_small(folder, self.bench)
         rows = self.subject.choose.examples
         said = Predictor(small.model, small.tokenizer, small.max_len, runtime=runtime).predict(rows)
-        drop = drop_of(self.subject.task, rows, self.dense_answers, said)
+        drop = drop_of(self.subject.task, rows, self.subject.dense_answers, said)
         times = self.bench.beside(runtime)
         size = size_of(folder, self.subject)
         ms = times.ms["small"]
         return Offer(
             name=name,
-            runtime="torch" if bits else self.runtime,
-            precision="fp32" if bits else self.precision,
+            runtime=runtime_name,
+            precision=precision,
             sizes=dict(sizes),
             bits=dict(bits or {}),
             predicted_ms=predicted_ms,

@@ -18,6 +18,7 @@ from terrazzo.compression import ziplm
 from terrazzo.compression.candidates import Candidate, Log, Workshop
 from terrazzo.compression.database import Database
 from terrazzo.compression.goal import Goal
+from terrazzo.compression.ground import Start
 from terrazzo.compression.latency import LatencyTable
 from terrazzo.compression.means import Means
 from terrazzo.compression.offers import Offer, Sketch
@@ -48,6 +49,7 @@ class Cutter:
         table: of the dense shape in the runtime.
         whole: the dense model in that runtime.
         work: where searches and trainings lie, so that they go on.
+        start: a model that was cut before, from which cuts start; None is the dense one.
     """
 
     def __init__(
@@ -60,10 +62,12 @@ class Cutter:
         work: Path,
         seed: int,
         log: Log,
+        start: Start | None = None,
     ) -> None:
         self.subject, self.shop, self.table, self.whole, self.means = subject, shop, table, whole, means
         self.work, self.seed, self.log = work, seed, log
-        self.first = Round(self, subject.model, 0)
+        self.first = Round(self, subject.model if start is None else start.model, 0)
+        self.first_faster = whole.faster if start is None else start.faster
         self.offers: list[Offer] = []
         self.sketches: list[Sketch] = []
 
@@ -99,14 +103,15 @@ class Cutter:
 
     def trained(self, shot: Candidate) -> Candidate:
         """The model of `shot`, trained; where the effort is gradual and the way is long, cut and trained in rounds."""
-        rounds = 1 if self.means.gradual is None else _rounds(shot.offer.faster / self.whole.faster, self.means.gradual)
-        model, sizes = self.subject.model, shot.offer.sizes
+        way = shot.offer.faster / self.first_faster
+        rounds = 1 if self.means.gradual is None else _rounds(way, self.means.gradual)
+        model, sizes = self.first.model, shot.offer.sizes
         for number in range(rounds):
             last = number == rounds - 1
             round_ = self.first if number == 0 else Round(self, model, number)
             if rounds > 1:
-                step = (shot.offer.faster / self.whole.faster) ** ((number + 1) / rounds)
-                found = round_.plan(self.aimed(shot) if last else self.whole.ms / step)
+                step = self.first_faster * way ** ((number + 1) / rounds)
+                found = round_.plan(self.aimed(shot) if last else self.ms_of(step))
                 sizes = found.sizes
                 self.log(f"recover   round {number + 1} of {rounds}: {describe(round_.database, sizes)}...")
             else:
@@ -126,7 +131,7 @@ class Cutter:
     def sketch(self, round_: Round, factor: float, coefficients: Sequence[float]) -> None:
         """One-shot models between the uncut model and the one asked for, by the coefficients of its plan: their drop as
         measured, their speed as predicted."""
-        rows, dense, least = self.subject.choose.examples, self.shop.dense_answers, self.whole.faster
+        rows, dense, least = self.subject.choose.examples, self.subject.dense_answers, self.first_faster
         for share in _SKETCHED:
             sizes = round_.sizes_at(self.ms_of(least + share * (factor - least)), coefficients)
             drop = drop_of(self.subject.task, rows, dense, self.subject.answers(rows, round_.cut(sizes)))

@@ -8,33 +8,30 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
 from terrazzo.checkpoint import atomic_folder
-from terrazzo.compression.asked import Asked, Compressed
+from terrazzo.compression.asked import Asked, Compressed, asked_for
 from terrazzo.compression.candidates import Candidate, Log, Workshop, surest
 from terrazzo.compression.cutting import Cutter
 from terrazzo.compression.few_bits import Packer, budget_of, least_bytes
 from terrazzo.compression.goal import Goal
+from terrazzo.compression.ground import Ground, Start
 from terrazzo.compression.latency import LatencyTable
 from terrazzo.compression.means import MEANS
 from terrazzo.compression.offers import GoalUnreachable, Offer, Sketch
 from terrazzo.compression.plan import Plan, write_plan
 from terrazzo.compression.proof import PROOF, Claim, NotProved, prove_folder, resolved, write_proof
 from terrazzo.compression.report import write_report
-from terrazzo.compression.rows import Split, read_split
-from terrazzo.compression.speed import PLAIN, Bench, Here, fastest
-from terrazzo.compression.subject import Subject, open_subject, refuse_guessing
+from terrazzo.compression.speed import PLAIN, Here, fastest
+from terrazzo.compression.subject import refuse_guessing
 from terrazzo.compression.timing import Times
-from terrazzo.compression.workplace import PLAN, Workplace, depends_of, refuse_out
-from terrazzo.config import nearest
-from terrazzo.errors import InputError
+from terrazzo.compression.workplace import PLAN, Workplace, depends_of, unproved_out
 from terrazzo.runtime import Precision
 from terrazzo.runtime.building import installed
 from terrazzo.runtime.folder import RuntimeName
-from terrazzo.tasks.model import model_fingerprint
 from terrazzo.train.units import duration
 
 #: The share by which the speed of one shape differs between two measurements.
@@ -74,55 +71,38 @@ def compress(
     Raises:
         InputError: a model, rows or a goal that cannot be used; too few rows to prove the drop.
         GoalUnreachable: nothing that was made reaches the goal; carries what was measured.
-        NotProved: the model is in `out`, and its proof does not show the goal, or was withheld on a noisy machine.
+        NotProved: the model is in `out`, or beside it where `out` holds a proved one, and its proof does not show the
+            goal, or was withheld on a noisy machine.
         TooNoisy: the machine does too much else for a plan to be made.
     """
-    if seed < 0:
-        raise InputError(f"seed {seed}: from 0")
-    if effort not in MEANS:
-        raise InputError(f"effort {effort!r}: {nearest(effort, MEANS)}")
-    asked = Asked(
-        model=str(model),
-        data=str(data),
-        goal=goal,
-        out=Path(out),
-        held_out=None if held_out is None else str(held_out),
-        on=on or Here(),
-        effort="hours" if effort == "hours" else "minutes",
-        fields=fields,
-        seed=seed,
-    )
-    return Compression(asked, log or (lambda line: None)).run(dry_run)
+    asked = asked_for(model, data, goal, out, held_out, on, effort, fields, seed)
+    return Compression(asked, log or (lambda line: None), Ground(asked)).run(dry_run)
 
 
 class Compression:
     """One run of the five verbs.
 
     Args:
-        bench: makes what times models.
+        ground: the model, its rows and its bench, opened for `asked` or for another compression of the same.
+        start: a cut model that cuts start from; None is the dense one.
     """
 
-    def __init__(self, asked: Asked, log: Log, bench: Callable[[Subject, Here], Bench] = Bench) -> None:
+    def __init__(self, asked: Asked, log: Log, ground: Ground, start: Start | None = None) -> None:
         self.asked, self.goal, self.log, self.began = asked, asked.goal, log, time.perf_counter()
-        self.means = MEANS[asked.effort]
-        source = open_subject(asked.model)
-        assert source.task is not None
-        task = source.task.model.task
-        refuse_out(asked.out, source.folder)
-        self.split: Split = read_split(task, asked.data, asked.held_out, self.goal.drop, asked.seed, asked.fields)
-        self.subject = Subject(source, self.split)
-        self.bench = bench(self.subject, asked.on)
-        self.fingerprint = model_fingerprint(source.folder)
-        depends = depends_of(asked, self.fingerprint, self.split.whole_fingerprint, self.means, self.bench.machine.key)
-        self.place = Workplace(asked.out, depends)
+        self.means, self.ground, self.start = MEANS[asked.effort], ground, start
+        self.split, self.subject, self.bench = ground.split, ground.subject, ground.bench
+        rows, machine = self.split.whole_fingerprint, self.bench.machine.key
+        begun = None if start is None else start.fingerprint
+        self.place = Workplace(asked.out, depends_of(asked, ground.fingerprint, rows, self.means, machine, begun))
         self.offers: list[Offer] = []
         self.sketches: list[Sketch] = []
 
-    def run(self, dry_run: bool) -> Compressed | None:
-        """Everything, or, dry, everything that only measures."""
+    def run(self, dry_run: bool, briefly: bool = False) -> Compressed | None:
+        """Everything, or, dry, everything that only measures; briefly, without what was said of the dense model."""
         self._say_rows()
         if dry_run:
-            self.measure()
+            if not briefly:
+                self.measure()
             self._say_dry()
             return None
         with self.place.held():
@@ -140,8 +120,8 @@ class Compression:
     def measure(self) -> None:
         """The dense model: its metric on the rows to choose by, its milliseconds everywhere."""
         rows = self.subject.choose.examples
-        refuse_guessing(self.subject.task, rows, self.shop.dense_answers, self.split.judging)
-        scores = self.subject.task.score(rows, self.shop.dense_answers)
+        refuse_guessing(self.subject.task, rows, self.subject.dense_answers, self.split.judging)
+        scores = self.subject.task.score(rows, self.subject.dense_answers)
         times, name = self.times, self.fp32
         self.log(
             f"measure   {scores.main} {100 * scores.value:.2f}; {times.ms[name]:.2f} ms a batch of "
@@ -159,7 +139,7 @@ class Compression:
     @cached_property
     def times(self) -> Times:
         """Of the dense model everywhere."""
-        return self.place.times() or self.bench.beside()
+        return self.place.times() or self.ground.times
 
     @property
     def fp32(self) -> RuntimeName:
@@ -167,13 +147,14 @@ class Compression:
 
     @cached_property
     def precision(self) -> Precision:
-        """int8 where this CPU has its products and the packages are there, else fp32."""
+        """int8 where this CPU has its products, the packages are there and the model bears it, else fp32."""
         return "int8" if self.bench.machine.has_int8 and installed("openvino", "int8") else "fp32"
 
     @cached_property
     def shop(self) -> Workshop:
         runtime: RuntimeName = "openvino" if self.precision == "int8" else self.fp32
-        return Workshop(self.subject, self.bench, self.place.folder, runtime, self.precision, self._detail)
+        folder = self.place.folder
+        return Workshop(self.subject, self.bench, folder, runtime, self.precision, self.fp32, self._detail)
 
     # propose
 
@@ -216,10 +197,15 @@ class Compression:
     def fewer_parts(self) -> Candidate | None:
         """A model as fast as asked: int8, then heads and units cut, then trained."""
         whole = self.offer(self.shop.candidate("whole", self.precision, lambda: self.subject.model))
+        if whole.offer.precision != self.precision:
+            self.precision = whole.offer.precision
+            del self.shop
         if self._enough(whole.offer) and self._sure(whole.offer):
             return whole
         folder, seed = self.place.folder, self.asked.seed
-        cutter = Cutter(self.subject, self.shop, self.table, whole.offer, self.means, folder, seed, self._detail)
+        cutter = Cutter(
+            self.subject, self.shop, self.table, whole.offer, self.means, folder, seed, self._detail, self.start
+        )
         cutter.offers += self.offers
         self.offers, self.sketches = cutter.offers, cutter.sketches
         shot = cutter.one_shot(self.goal, self.factor)
@@ -251,7 +237,7 @@ class Compression:
             goal=self.goal,
             on=asked.on,
             model=str(Path(asked.model).resolve()),
-            model_fingerprint=self.fingerprint,
+            model_fingerprint=self.ground.fingerprint,
             data=resolved(asked.data),
             held_out=None if asked.held_out is None else resolved(asked.held_out),
             seed=asked.seed,
@@ -259,19 +245,21 @@ class Compression:
         )
         proof = prove_folder(chosen.folder, self.subject, self.bench, claim, offer.predicted_ms)
         self.offers.sort(key=lambda one: one is offer)
-        with atomic_folder(asked.out) as folder:
+        out = asked.out if proof.proved else unproved_out(asked.out)
+        with atomic_folder(out) as folder:
             shutil.copytree(chosen.folder, folder, dirs_exist_ok=True)
             write_plan(folder / PLAN, self._plan_of(offer))
             write_proof(folder, proof)
-            write_report(folder, self.goal, proof, self.offers, self.sketches, self.place.out.name)
+            write_report(folder, self.goal, proof, self.offers, self.sketches, out.name)
         self.place.remove()
         for line in proof.lines():
             self.log(f"          {line}")
         seconds = time.perf_counter() - self.began
-        self.log(f"wrote     {asked.out} in {duration(seconds)}; next: terrazzo serve {asked.out}")
+        self.log(f"wrote     {out} in {duration(seconds)}; next: terrazzo serve {out}")
         if not proof.proved:
-            raise NotProved(f"{asked.out} is written, but its proof does not show the goal: {'; '.join(proof.why)}")
-        return Compressed(folder=asked.out, proof=proof, offers=tuple(self.offers), seconds=seconds)
+            kept = "" if out == asked.out else f" ({asked.out} stays as it was: its proof holds)"
+            raise NotProved(f"{out} is written, but its proof does not show the goal: {'; '.join(proof.why)}{kept}")
+        return Compressed(folder=out, proof=proof, offers=tuple(self.offers), seconds=seconds)
 
     # the frontier
 

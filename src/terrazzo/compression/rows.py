@@ -12,7 +12,7 @@ from terrazzo.errors import InputError
 from terrazzo.tasks.evaluate import fingerprint
 from terrazzo.tasks.rows import read_examples
 from terrazzo.tasks.suspicions import text_key
-from terrazzo.tasks.task import BadRow, Example, Task
+from terrazzo.tasks.task import BadRow, Example, Span, Task
 
 #: Rows to choose by, at most, and their share of those held out; rows held out of a file, at most, and their share.
 MOST_CHOOSING, CHOOSING = 1000, 0.25
@@ -62,6 +62,8 @@ def split_rows(
 ) -> Split:
     """Shuffle rows by `seed` and tell them apart; no text stands in two parts, or twice among the rows that judge.
 
+    Questions about one context stay in one part: who has seen the context knows half of the answer.
+
     Args:
         held_out: rows that the model was not fine-tuned on, to choose and to prove by; None takes a share of `rows`.
         drop: points that are to be proved; source, judging: what messages call both.
@@ -76,8 +78,8 @@ def split_rows(
         judged, learn = _apart(learn, min(MOST_HELD_OUT, int(HELD_OUT * len(learn))))
     else:
         judged = _shuffled(held_out, seed)
-        kept = {text_key(row) for row in judged}
-        learn = [row for row in learn if text_key(row) not in kept]
+        kept = {_seen(row) for row in judged}
+        learn = [row for row in learn if _seen(row) not in kept]
     judged = _once(judged)
     choose, proof = _apart(judged, min(MOST_CHOOSING, max(LEAST_ROWS, int(CHOOSING * len(judged)))))
     split = Split(
@@ -135,10 +137,35 @@ def _once(rows: Sequence[Example]) -> list[Example]:
 
 
 def _apart(rows: Sequence[Example], count: int) -> tuple[list[Example], list[Example]]:
-    """The first `count` rows and the others, those whose text is among the first left out."""
-    first = list(rows[:count])
-    keys = {text_key(row) for row in first}
-    return first, [row for row in rows[count:] if text_key(row) not in keys]
+    """The first `count` rows and the others, those whose text is among the first left out; of questions, all about the
+    first contexts and the others."""
+    first = _whole(rows, count) if any(map(_asks, rows)) else list(rows[:count])
+    keys = {_seen(row) for row in first}
+    return first, [row for row in rows if _seen(row) not in keys]
+
+
+def _whole(rows: Sequence[Example], count: int) -> list[Example]:
+    """All questions about the first contexts, at least `count` of them."""
+    by_context: dict[tuple[str, ...], list[Example]] = {}
+    for row in rows:
+        by_context.setdefault(_seen(row), []).append(row)
+    first: list[Example] = []
+    for some in by_context.values():
+        if len(first) >= count:
+            break
+        first += some
+    return first
+
+
+def _asks(row: Example) -> bool:
+    """Whether the row is a question whose answers lie in its text."""
+    return isinstance(row.target, tuple) and all(isinstance(one, Span) for one in row.target) and row.other is not None
+
+
+def _seen(row: Example) -> tuple[str, ...]:
+    """What a model that learned from a row knows of another with the same."""
+    text, *others = text_key(row)
+    return (text,) if _asks(row) else (text, *others)
 
 
 def _refuse_few(task: Task, split: Split, drop: float, source: str, judging: str, given: int) -> None:

@@ -90,6 +90,11 @@ class Subject:
         """The rows to prove by that the task can use: what both models cannot answer would thin the drop out."""
         return self._encoded(self.split.proof, self.split.judging)
 
+    @cached_property
+    def dense_answers(self) -> list[Result]:
+        """What the dense model says of the rows to choose by."""
+        return self.answers(self.choose.examples)
+
     @property
     def selects(self) -> bool:
         """Whether the head asks the encoder for one token of each document alone."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from terrazzo.checkpoint.atomic import usable
 from terrazzo.compression.asked import Asked
 from terrazzo.compression.means import Means
-from terrazzo.compression.proof_file import PROOF
+from terrazzo.compression.proof_file import PROOF, read_proof
 from terrazzo.compression.report import REPORT
 from terrazzo.compression.timing import Times
 from terrazzo.config import from_dict, read_file, to_dict
@@ -82,13 +82,22 @@ class Workplace:
                 shutil.rmtree(folder)
 
 
-def depends_of(asked: Asked, fingerprint: str, rows: str, means: Means, machine: str) -> dict[str, object]:
+def unproved_out(out: Path) -> Path:
+    """Where a model without its proof goes: not where a proved one lies."""
+    proved = (out / PROOF).is_file() and read_proof(out).proved
+    return out.with_name(f"{out.name}-unproved") if proved else out
+
+
+def depends_of(
+    asked: Asked, fingerprint: str, rows: str, means: Means, machine: str, start: str | None = None
+) -> dict[str, object]:
     """What the work of a compression depends on.
 
     Args:
-        fingerprint: of the model; rows: of all rows; machine: its key.
+        fingerprint: of the model; rows: of all rows; machine: its key; start: fingerprint of a cut model to start from.
     """
     return {
+        **({} if start is None else {"start": start}),
         "model": fingerprint,
         "rows": rows,
         "goal": to_dict(asked.goal),

@@ -47,6 +47,10 @@ class Target:
     answers: float = 0.99
 
 
+class Unreached(InputError):
+    """int8 that stays further from fp32 than asked."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quantised:
     """An int8 graph.
@@ -108,6 +112,9 @@ def control(
 
     Parts are ranked by the agreement of each alone in int8; the fewest that suffice are found by doubling, then by
     bisection.
+
+    Raises:
+        Unreached: half of the parts in fp32 do not suffice.
     """
 
     def measured(parts: Iterable[str], by: Judge) -> Agreement:
@@ -129,7 +136,7 @@ def control(
 
     count = fewest(reaches, most)
     if count is None:
-        raise InputError(_unreached(frontier, target, len(order)))
+        raise Unreached(_unreached(frontier, target, len(order)))
     model = reverted(simulated, order[:count])
     _store_in_int8(model)
     return Quantised(

@@ -1,0 +1,156 @@
+"""Several speeds of one model in one run, each a folder with its proof; every faster one starts from the one before it.
+
+Reference: ZipLM (arXiv 2302.04089), section 4: a family of models for several speed-ups from one gradual run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from terrazzo.compression.asked import Asked, asked_for
+from terrazzo.compression.candidates import Log
+from terrazzo.compression.family_report import write_family_report
+from terrazzo.compression.goal import Goal
+from terrazzo.compression.ground import Ground, Start, start_of
+from terrazzo.compression.offers import GoalUnreachable
+from terrazzo.compression.pipeline import Compression
+from terrazzo.compression.proof import NotProved, Proof, read_proof
+from terrazzo.compression.proof_file import PROOF
+from terrazzo.compression.report import REPORT
+from terrazzo.compression.speed import Bench, Here
+from terrazzo.compression.subject import Subject
+from terrazzo.errors import InputError
+
+_MEMBER = re.compile(r"\.?[0-9.e+]+x(-unproved|\.work)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What a family came to.
+
+    Args:
+        folder: holds a folder a member, by its speed (`4x`), and a page about all.
+        proofs: of the members that were made; missed: why a goal was not reached, by its name.
+    """
+
+    folder: Path
+    proofs: Mapping[str, Proof]
+    missed: Mapping[str, str]
+
+
+def compress_family(
+    model: str | Path,
+    data: str | Path,
+    factors: Sequence[float],
+    out: str | Path = "compressed",
+    *,
+    drop: float = 1.0,
+    smaller: float | None = None,
+    held_out: str | Path | None = None,
+    on: Here | None = None,
+    effort: str = "minutes",
+    fields: Mapping[str, str] | None = None,
+    seed: int = 0,
+    dry_run: bool = False,
+    log: Log | None = None,
+    bench: Callable[[Subject, Here], Bench] = Bench,
+) -> Family | None:
+    """Make `out/2x`, `out/4x`, ...: the model at several speeds, rows, times and statistics shared.
+
+    What is finished in `out` is not made again.
+
+    Args:
+        factors: times as fast as the fastest fp32 runtime; drop, smaller: asked of each; the others as in `compress`.
+
+    Returns:
+        None for a dry run. What was not reached or not proved is in `missed`; beyond a speed that is out of reach
+        nothing faster is tried.
+
+    Raises:
+        InputError: as `compress`, or files in `out` that are none of a family's.
+        TooNoisy: the machine does too much else for a plan to be made.
+    """
+    folder, say = Path(out), log or (lambda line: None)
+    goals = {f"{factor:g}x": Goal(faster=factor, drop=drop, smaller=smaller) for factor in sorted(set(factors))}
+    if not goals:
+        raise InputError("a family of no speeds: give some, as 2,4,8")
+    first = asked_for(
+        model, data, next(iter(goals.values())), folder / next(iter(goals)), held_out, on, effort, fields, seed
+    )
+    _refuse_foreign(folder)
+    ground = Ground(first, bench)
+    asked = {name: replace(first, goal=goal, out=folder / name) for name, goal in goals.items()}
+    if dry_run:
+        for number, one in enumerate(asked.values()):
+            Compression(one, say, ground).run(dry_run=True, briefly=number > 0)
+        return None
+    proofs, missed = _made(asked, ground, say)
+    page = write_family_report(folder, proofs, missed)
+    say(f"report    {page}")
+    return Family(folder=folder, proofs=proofs, missed=missed)
+
+
+def _made(asked: Mapping[str, Asked], ground: Ground, log: Log) -> tuple[dict[str, Proof], dict[str, str]]:
+    proofs: dict[str, Proof] = {}
+    missed: dict[str, str] = {}
+    start: Start | None = None
+    for name, one in asked.items():
+        if (kept := _kept(one, ground)) is not None:
+            log(f"kept      {one.out}: made and proved before")
+            proofs[name] = kept
+        else:
+            try:
+                done = Compression(one, log, ground, start).run(dry_run=False)
+                assert done is not None
+                proofs[name] = done.proof
+            except GoalUnreachable as error:
+                missed |= {name: str(error).splitlines()[0]}
+                log("\n".join(f"          {line}" for line in str(error).splitlines()))
+                beyond = list(asked)[list(asked).index(name) + 1 :]
+                missed |= dict.fromkeys(beyond, f"not tried, because {name} is out of reach")
+                break
+            except NotProved as error:
+                missed[name] = str(error)
+                log(f"          {error}")
+        if (one.out / PROOF).is_file():
+            start = start_of(one.out) or start
+    return proofs, missed
+
+
+def _kept(asked: Asked, ground: Ground) -> Proof | None:
+    """The proof of a member that was made for the same before."""
+    if not (asked.out / PROOF).is_file():
+        return None
+    proof = read_proof(asked.out)
+    same = (proof.goal, proof.on, proof.seed, proof.model_fingerprint, proof.rows, proof.machine) == (
+        asked.goal,
+        asked.on,
+        asked.seed,
+        ground.fingerprint,
+        ground.split.fingerprint,
+        ground.bench.machine.key,
+    )
+    return proof if same and proof.proved else None
+
+
+def members(folder: Path) -> list[Path]:
+    """The members of a family in a folder, the slowest first; none where it is no family."""
+    if not folder.is_dir() or (folder / PROOF).is_file():
+        return []
+    found = [one for one in folder.iterdir() if _MEMBER.fullmatch(one.name) and (one / PROOF).is_file()]
+    return sorted(found, key=lambda one: (read_proof(one).goal.faster or 0.0, one.name))
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder}: is a file: name a folder")
+    names = {one.name for one in folder.iterdir()} if folder.is_dir() else set()
+    foreign = sorted(name for name in names - {REPORT} if not _MEMBER.fullmatch(name))
+    if foreign:
+        raise InputError(
+            f"--out {folder}: holds files that no family of models has ({', '.join(foreign[:3])}): name a new or empty "
+            "folder"
+        )

@@ -1,0 +1,68 @@
+"""Several speeds of one model in one call. Times are made up, as in test_pipeline."""
+
+from __future__ import annotations
+
+import pytest
+
+import terrazzo
+from terrazzo.compression import cutting, pipeline
+from terrazzo.compression.family import compress_family, members
+from terrazzo.compression.proof import read_proof
+from terrazzo.errors import InputError
+from tests.compression.test_pipeline import SimulatedBench, made, quick
+
+__all__ = ["made", "quick"]
+
+
+def family(made, out, factors, **more):
+    model, data, held = made
+    lines = []
+    options = {"drop": 49.0, "held_out": held, "log": lines.append, "bench": SimulatedBench, **more}
+    return compress_family(model, data, factors, out, **options), lines
+
+
+def test_each_speed_is_cut_from_the_one_before_and_made_once(made, tmp_path, monkeypatch) -> None:
+    started = []
+    real = cutting.Round.__init__
+
+    def noted(self, cutter, model, number):
+        started.append(model.encoder.config)
+        real(self, cutter, model, number)
+
+    monkeypatch.setattr(cutting.Round, "__init__", noted)
+    done, _ = family(made, tmp_path / "all", (4, 2))
+    assert list(done.proofs) == ["2x", "4x"] and not done.missed
+    slow, fast = (terrazzo.load(tmp_path / "all" / name).config for name in done.proofs)
+    assert started[-1] == slow != started[0]
+    for layer in range(slow.depth):
+        assert set(fast.layer_heads(layer)) <= set(slow.layer_heads(layer))
+        assert fast.layer_mlp_width(layer) <= slow.layer_mlp_width(layer)
+    for folder, least in zip(members(tmp_path / "all"), (2, 4), strict=True):
+        proof = read_proof(folder)
+        assert proof.proved and proof.speeds.faster >= least
+    assert "2 of 2 speeds" in (tmp_path / "all" / "report.html").read_text()
+    monkeypatch.setattr(pipeline.Compression, "finish", None)  # nothing is made again
+    again, lines = family(made, tmp_path / "all", (2, 4))
+    assert again.proofs == done.proofs and sum(line.startswith("kept") for line in lines) == 2
+
+
+def test_beyond_a_speed_out_of_reach_nothing_is_tried(made, tmp_path) -> None:
+    done, _ = family(made, tmp_path / "all", (2, 20, 30))
+    assert list(done.proofs) == ["2x"] and members(tmp_path / "all") == [tmp_path / "all" / "2x"]
+    assert "out of reach" in done.missed["20x"] and "not tried" in done.missed["30x"]
+    assert "1 of 3 speeds" in (tmp_path / "all" / "report.html").read_text()
+
+
+def test_a_family_replaces_nothing_else(made, tmp_path) -> None:
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="thesis.tex"):
+        family(made, tmp_path / "all", (2, 4))
+
+
+def test_several_factors_are_read(command_line) -> None:
+    wrong = {"2,,4": "write a factor, as 4, or several", "2,2": "the same factor twice", "0.5,2": "factor above 1"}
+    for typed, said in wrong.items():
+        asked = ("compress", "MODEL", "--data", "rows.jsonl", "--faster", typed, "--out", "o")
+        status, _, err = command_line(*asked, columns=200)
+        assert status == 2 and said in err
