@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from recipes.claims import Tier
@@ -19,6 +20,7 @@ from recipes.compressed import (
     trained,
     workload,
 )
+from recipes.essential_sparsity.picture import draw
 from recipes.runner import Context
 from terrazzo.compression import PruningWorkload, SparsityCurve, sparsity_curve
 from terrazzo.compression.masks import sparsity, zeros_of
@@ -47,6 +49,8 @@ class Settings:
     seeds: int = 3
 
 
+RESULTS = Path(__file__).parent / "results"
+
 SETTINGS = {
     "smoke": Settings(levels=(0.3, 0.5, 0.8), tuning={**TINY, "epochs": 2.0}, seeds=1),
     "small": Settings(proof=1_000, tuning={"lr": (2e-4,), "epochs": 2.0}),
@@ -58,18 +62,23 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
     settings = SETTINGS[tier]
     context.record("config", settings)
     start = begin(tier, settings.task, context, settings.proof)
-    metrics, curves = {}, {}
+    metrics, curves, whole = {}, {}, {}
+    repeated: dict[float, list[float]] = {share: [] for share in settings.repeated}
     for seed in range(settings.seeds):
         levels = settings.repeated if seed else settings.levels
         curve = sparsity_curve(*_fine_tuned(settings, start, seed, context), levels)
         curves[f"fine-tuned, seed {seed}"] = _listed(curve)
         metrics[seed] = _lost(curve)
+        for point in curve.points[1:] if seed else ():
+            repeated[round(point.sparsity, 2)].append(point.metric)
         if not seed:
+            whole["removed, then fine-tuned"] = curve
             metrics[seed] |= {"knee": curve.knee or 0.0, "within_a_point": curve.essential(1.0)}
-    curve = _untrained(settings, start)
+    curve = whole["fine-tuned, then removed"] = _untrained(settings, start)
     curves["fine-tuned before, not after"] = _listed(curve)
     metrics[0] |= {"knee_untrained": curve.knee or 0.0, "within_a_point_untrained": curve.essential(1.0)}
     context.record("curves", curves)
+    draw(whole, repeated, RESULTS if tier == "small" else context.work)
     return metrics
 
 
