@@ -260,6 +260,21 @@ def test_lora_is_merged_and_a_frozen_encoder_stays(asked, encoder, tmp_path):
         assert all("attention" in key for key in changed) and bool(changed) == (name == "lora")
 
 
+def test_a_problem_taught_later_leaves_the_answers_of_the_others_to_the_bit(asked, tmp_path):
+    def problem(name, rows):
+        return [dataclasses.replace(row, problem=name, target=f"{name} {row.target}") for row in rows]
+
+    asked = dataclasses.replace(asked, task="multi", lr=(1e-2,), seeds=1, epochs=1)
+    before = finetune(asked, train=problem("one", TRAIN), eval=problem("one", DEV))
+    later = dataclasses.replace(asked, model=str(before.model), out=str(tmp_path / "later"), freeze="encoder")
+    after = finetune(later, train=problem("two", TRAIN), eval=problem("two", DEV))
+    both, asking = load(after.model), [{"text": row.text, "problem": "one"} for row in DEV]
+    assert both.predict(asking) == load(before.model).predict(asking)
+    said = both.predict([{"text": row.text, "problem": "two"} for row in DEV])
+    right = sum(answer.label == f"two {row.target}" for answer, row in zip(said, DEV, strict=True))
+    assert right / len(DEV) == after.score
+
+
 def test_the_defaults_depend_on_the_model(asked):
     wide, thin = (EncoderConfig(vocab_size=9, width=width, num_heads=2) for width in (768, 128))
     assert default_lr(wide, asked) == 5e-5 and default_lr(thin, asked) == 7e-4

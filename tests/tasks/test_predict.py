@@ -13,7 +13,12 @@ from terrazzo.packed import Packed
 from terrazzo.tasks import BadRow, Example, Result, Span, predict
 from terrazzo.tasks.label import LabelTask
 from terrazzo.tasks.model import load_task_model
+from terrazzo.tasks.multi import MultiTask, Problem
 from terrazzo.tasks.predict import Predictor, result_dict
+from terrazzo.tasks.regression import RegressionTask
+from terrazzo.tasks.rows import read_lines
+from terrazzo.tasks.span import SpanTask
+from terrazzo.tasks.tag import TagTask
 from terrazzo.testing import tiny_task_folder, tiny_texts
 
 TEXTS = [*tiny_texts(12), "the cat", "a bird sings " * 30]
@@ -80,6 +85,46 @@ def test_a_bad_row_keeps_its_place_and_stops_nothing(predictor):
     ):
         assert part in message
     assert results[0].score == pytest.approx(predictor.predict(["the cat"])[0].score, abs=1e-6)
+
+
+ODD = [
+    *(None, 3, b"x", object(), [], {}, {1: 2}, ["a", "b", "c"], "", "\u200b", "\0", "\ud83d"),
+    *({"text": ["a"]}, {"text": float("nan")}, {"a": "x"}, {"a": "x", "b": ""}),
+    *({"tokens": []}, {"tokens": [None]}, {"tokens": ["\u200b"]}, {"tokens": "[" * 100_000}),
+    *({"question": "", "context": "c"}, {"question": 3, "context": "c"}, {"question": "q", "context": "\u200b"}),
+    *({"text": "a", "problem": "none"}, {"text": "a", "problem": ["p"]}, Example(text="a", problem="none")),
+]
+
+
+@pytest.mark.parametrize(
+    ("task", "good"),
+    [
+        (LabelTask(classes=("no", "yes")), "the cat"),
+        (LabelTask(kind="pair", classes=("no", "yes")), ["the cat", "a bird"]),
+        (RegressionTask(), "the cat"),
+        (TagTask(labels=("X",)), {"tokens": ["the", "cat"]}),
+        (SpanTask(unanswerable=True), {"question": "the cat", "context": "a bird sings"}),
+        (MultiTask(problems=(Problem(name="p", classes=("no", "yes")),)), {"text": "the cat", "problem": "p"}),
+    ],
+)
+def test_no_row_stops_a_model_of_any_kind(tmp_path, task, good):
+    model = terrazzo.load(tiny_task_folder(tmp_path / "m", task))
+    lines = read_lines([b"[" * 100_000, b"1" * 10_000, b"{", b"\xff"], task.kind)
+    first, *between, last = model.predict([good, *ODD, *lines, good])
+    assert len(between) == len(ODD) + 4 and all(result.error for result in between[-4:])
+    assert first.error is None and (last.label, last.spans) == (first.label, first.spans)
+    assert all(len(result.error) < 300 for result in between if result.error)
+
+
+def test_a_text_of_a_hundred_thousand_tokens_is_cut_and_says_so(predictor):
+    short, long = predictor.predict(["the cat", "the cat " * 50_000])
+    assert (short.truncated, long.truncated) == (0, 100_000 - (predictor.max_len - 2))
+    torch.testing.assert_close(
+        torch.tensor([long.probabilities[name] for name in predictor.task.classes]),
+        by_hand(predictor, "the cat " * 15),
+        rtol=0,
+        atol=1e-5,
+    )
 
 
 def test_answers_that_the_model_does_not_know_do_not_matter(predictor):

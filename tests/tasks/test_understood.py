@@ -9,6 +9,7 @@ import pytest
 from terrazzo.data.tokenizer import train_tokenizer
 from terrazzo.show import show_understanding
 from terrazzo.tasks.label import LabelTask
+from terrazzo.tasks.multi import MultiTask, Problem
 from terrazzo.tasks.tag import TagTask
 from terrazzo.tasks.task import Example, Span
 from terrazzo.tasks.understood import understand
@@ -69,6 +70,22 @@ def test_leaked_rows_are_listed_up_to_ten():
     train = rows(*[(f"hund {n}", "ab"[n % 2]) for n in range(12)])
     (text,) = of(train, rows(*[(f"hund {n}", "ab"[n % 2]) for n in range(12)], name="eval")).warnings
     assert text.startswith("12 of 12") and "line 11 (train: line 11)" in text and "and 2 more" in text
+
+
+def test_classes_of_one_name_in_two_problems_are_two():
+    answers = [("bank", "no")] * 10 + [("bank", "yes")] + [("travel", "yes")] * 2 + [("travel", "no")] * 2
+    train = [
+        Example(text=f"hund {n}", problem=problem, target=target, where=f"train.csv, line {n}")
+        for n, (problem, target) in enumerate(answers)
+    ]
+    dev = [Example(text=f"katze {name}", problem=name, target="no") for name in ("bank", "late", "travel")]
+    learned = MultiTask.learn(train)
+    task = MultiTask(problems=(*learned.problems, Problem(name="late", classes=("no", "yes"))))
+    found = understand(train, dev, task, TOKENIZER, 32)
+    assert found.train.classes == {"bank/no": 10, "travel/yes": 2, "travel/no": 2, "bank/yes": 1}
+    lone, lopsided = found.warnings  # none of what the model knew before
+    assert lone.startswith("1 class with a single row in train: 'bank/yes'")
+    assert lopsided.startswith("class 'bank/no' has 10") and lopsided.endswith("--class-weights balanced")
 
 
 def test_tags_are_counted_as_stretches_whatever_their_scheme():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from terrazzo.tasks.task import Example
@@ -24,7 +24,7 @@ def suspicions(
     found = [
         lone_classes(train_classes),
         strange_classes(train_classes, dev_classes),
-        lopsided(train, train_classes),
+        lopsided(train),
         leaks(train, dev),
         contradictions(train),
         broken_characters([*train, *dev]),
@@ -48,16 +48,20 @@ def strange_classes(train: Counts, dev: Counts) -> str:
     return f"{plural(len(strange), 'class')} in the eval rows that train lacks, never to be right: {_names(strange)}"
 
 
-def lopsided(train: Sequence[Example], classes: Counts) -> str:
-    """A class that outnumbers another by far."""
-    if not classes or not all(isinstance(row.target, str) for row in train):
+def lopsided(train: Sequence[Example]) -> str:
+    """A class that outnumbers another of its problem by far."""
+    if not train or not all(isinstance(row.target, str) for row in train):
         return ""
-    most, fewest = max(classes.items(), key=_count), min(classes.items(), key=_count)
-    if most[1] < _LOPSIDED * fewest[1]:
+    counts: dict[str | None, Counter[str]] = defaultdict(Counter)
+    for row in train:
+        counts[row.problem][class_key(row)] += 1
+    (most, rows), (fewest, others) = max(map(_extremes, counts.values()), key=lambda pair: pair[0][1] / pair[1][1])
+    if rows < _LOPSIDED * others:
         return ""
+    metric = ", and a metric that counts classes alike (--metric f1)" if train[0].problem is None else ""
     return (
-        f"class {most[0]!r} has {most[1]:,} training rows and {fewest[0]!r} {fewest[1]:,}: consider "
-        "--class-weights balanced, and a metric that counts classes alike (--metric f1)"
+        f"class {most!r} has {rows:,} training rows and {fewest!r} {others:,}: consider "
+        f"--class-weights balanced{metric}"
     )
 
 
@@ -110,13 +114,20 @@ def text_key(row: Example) -> tuple[str, ...]:
     return tuple(" ".join((text or "").casefold().split()) for text in (row.text, row.other, row.problem))
 
 
+def class_key(row: Example) -> str:
+    """The name of a row's class; classes of the same name in two problems are two."""
+    return str(row.target) if row.problem is None else f"{row.problem}/{row.target}"
+
+
 def _place(row: Example) -> str:
     """Where a row stands, without the name of its file."""
     return row.where.rpartition(", ")[2]
 
 
-def _count(item: tuple[str, int]) -> int:
-    return item[1]
+def _extremes(counts: Counter[str]) -> tuple[tuple[str, int], tuple[str, int]]:
+    """The commonest and the rarest class, with their rows."""
+    ranked = counts.most_common()
+    return ranked[0], ranked[-1]
 
 
 def _names(names: Sequence[str]) -> str:

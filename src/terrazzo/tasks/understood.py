@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 
 from terrazzo.config import to_dict
 from terrazzo.errors import InputError
+from terrazzo.tasks.multi import MultiTask
 from terrazzo.tasks.schemes import chunks_of_tags, has_form
-from terrazzo.tasks.suspicions import suspicions
+from terrazzo.tasks.suspicions import class_key, suspicions
 from terrazzo.tasks.task import BadRow, Encoded, Example, Span, Task
 from terrazzo.tasks.words import tags_given
 
@@ -37,7 +38,8 @@ class RowSet:
 
     Args:
         documents: what the rows become; more than rows where long texts are read in windows.
-        classes: rows of each class, words or stretches of each label, most frequent first.
+        classes: rows of each class, "problem/class" where there are problems; words or stretches of each label; most
+            frequent first.
         problems: rows of each problem.
         values: lowest, mean and highest value.
         words, stretches: of tagged rows.
@@ -125,7 +127,7 @@ def understand(
         train=sets[0],
         dev=sets[1] if dev else None,
         ignored=tuple(ignored),
-        warnings=(*warnings, *suspicions(train, dev or (), sets[0].classes, sets[1].classes)),
+        warnings=(*warnings, *suspicions(train, dev or (), sets[0].classes, _unknown(task, sets[1].classes))),
     )
 
 
@@ -174,12 +176,20 @@ def _classes(rows: Sequence[Example]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for row in rows:
         if isinstance(row.target, str):
-            counts[row.target] += 1
+            counts[class_key(row)] += 1
         elif _is_tagged(row):
             counts.update(_labels(_tags(row)))
         elif isinstance(row.target, tuple):
             counts.update(item for item in row.target if isinstance(item, str))
     return counts
+
+
+def _unknown(task: Task, classes: Mapping[str, int] | None) -> Mapping[str, int] | None:
+    """The classes without those that a model of several problems knows, whatever rows taught it."""
+    if classes is None or not isinstance(task, MultiTask):
+        return classes
+    known = {f"{problem.name}/{name}" for problem in task.problems for name in problem.classes}
+    return {name: rows for name, rows in classes.items() if name not in known}
 
 
 def _labels(tags: Sequence[str]) -> list[str]:

@@ -195,7 +195,7 @@ def _json(value: str, field: str) -> Any:
 
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, thousands of brackets
         raise InputError(f"{field}: {value[:40]!r} is no JSON list ({error})") from None
 
 
