@@ -210,6 +210,7 @@ def test_a_suite_is_run_on_a_model_or_along_runs(command, model, tmp_path, monke
 
 def test_mistakes_of_a_person(command, model, tmp_path):
     data = write_rows(tmp_path / "test.jsonl", ["calm", "wild"])
+    glue = ("evaluate", "--suite", "glue", "--data-root", tmp_path, "--model", model)
     for arguments, message in (
         (("predict", "--model", tmp_path / "nowhere"), "no such folder"),
         (("predict", "--model", tmp_path), "it has no config.json"),
@@ -218,6 +219,9 @@ def test_mistakes_of_a_person(command, model, tmp_path):
         (("evaluate", "--model", model, "--suite", "glue"), "--data-root: name the folder"),
         (("evaluate", "--suite", "glue", "--data-root", tmp_path), "--suite takes a model"),
         (("evaluate", "--suite", "glu", "--data-root", tmp_path, "--model", model), "glu"),
+        ((*glue, "--device", "tpu"), "device 'tpu': known: auto, cpu, cuda"),
+        ((*glue, "--fields", "text=tweet"), "--fields: goes with --data alone"),
+        (("evaluate", "--model", model, "--data", data, "--tasks", "rte"), "--tasks: goes with --suite alone"),
         (("evaluate", "--model", model, "--data", tmp_path / "none.jsonl"), "none.jsonl"),
         (("evaluate", "--model", model, "--data", data, "--fields", "label=mood"), "no column 'mood'"),
         (("evaluate", "--model", model, "--data", data, "--out", tmp_path), "is a folder; name a file in it"),

@@ -38,6 +38,11 @@ def evaluate(
     """Metric with its 95 % interval, confusion table and worst examples; or a suite of tasks."""
     if (data is None) == (suite is None):
         raise InputError("evaluate takes --data FILE for a fine-tuned model, or --suite NAME with --data-root DIR")
+    of_rows = {"--fields": fields, "--batch-tokens": batch_tokens}
+    of_suites = {"--data-root": data_root, "--checkpoints": checkpoints, "--tasks": tasks, "--seeds": seeds}
+    for option, value in (of_suites if suite is None else of_rows).items():
+        if value not in (None, []):
+            raise InputError(f"{option}: goes with {'--suite' if suite is None else '--data'} alone; leave it out")
     if suite is not None:
         if data_root is None:
             raise InputError("--data-root: name the folder that holds the data sets of the suite")

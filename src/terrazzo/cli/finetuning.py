@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from terrazzo.cli.app import app
-from terrazzo.cli.options import Device, Fields, Threads, fields_of
+from terrazzo.cli.options import Fields, Threads, fields_of
 from terrazzo.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def finetune(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, e.g. warmup=0.06; may be repeated.")
     ] = None,
-    device: Device = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; the GPU if there is one.")] = None,
     threads: Threads = None,
 ) -> None:
     """Adapt a model to labelled rows: every learning rate with every seed, the best kept."""

@@ -62,6 +62,8 @@ def run_suite(
     suite, root, folder = read_suite(name), Path(data_root), model_folder(model)
     if profile not in PROFILES:
         raise InputError(f"profile {profile!r}: known: {', '.join(PROFILES)}")
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device {device!r}: known: auto, cpu, cuda")
     if not root.is_dir():
         raise InputError(f"{root}: no such folder of data sets")
     wanted = [suite.task(task) for task in tasks] if tasks else list(suite.tasks)
