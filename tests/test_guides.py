@@ -1,9 +1,10 @@
-"""The guides to inference, serving and scaling say what the code does."""
+"""The guides to fine-tuning, inference, serving and scaling say what the code does."""
 
 from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,14 @@ import yaml
 from typer.main import get_command
 
 from terrazzo import cli
+from terrazzo.config import from_dict
 from terrazzo.serve.app import OPERATIONS
 from terrazzo.serve.metrics import Metrics
 from terrazzo.serve.settings import Settings
+from terrazzo.tasks.finetune_config import FinetuneConfig
+from terrazzo.tasks.rows import example_of
+from terrazzo.tasks.suites import read_suite
+from terrazzo.tasks.suites.manifest import suite_names
 
 ROOT = Path(__file__).parents[1]
 GUIDES = ("docs/inference.md", "docs/serving.md", "docs/scaling.md")
@@ -37,13 +43,32 @@ def container():
     return own
 
 
-@pytest.mark.parametrize("page", [*GUIDES, "README.md", "Dockerfile", "deploy/ray_serve.py"])
+@pytest.mark.parametrize("page", [*GUIDES, "docs/finetuning.md", "README.md", "Dockerfile", "deploy/ray_serve.py"])
 def test_commands_take_the_options_that_are_shown(page):
     lines = re.findall(r"terrazzo (?:terrazzo )?(\w+)((?: +\S+)*)", text_of(page))
     shown = [(command, re.findall(r"(?<=\s)--[a-z][\w-]*", rest.split("#")[0])) for command, rest in lines]
     used = [(command, option) for command, options in shown if command in COMMANDS for option in options]
     assert page.startswith("deploy") or used
     assert [pair for pair in used if pair[1] not in options_of(pair[0])] == []
+
+
+def test_files_and_rows_of_the_fine_tuning_guide_are_read(tmp_path):
+    page = text_of("docs/finetuning.md")
+    settings, suite = re.findall(r"```toml\n(.*?)```", page, re.S)
+    config = from_dict(FinetuneConfig, {"out": "reviews", **tomllib.loads(settings)}, "guide")
+    assert config.lr == (5e-5, 1e-4) and config.loss.label_smoothing == 0.1
+    (tmp_path / "mine.toml").write_text(suite)
+    assert read_suite(tmp_path / "mine.toml").tasks[0].paper.epochs == 3
+    shown = re.findall(r"^\| `(\w+)` \|", page.partition("| suite |")[2].partition("\n\n")[0], re.M)
+    assert sorted(shown) == suite_names()
+    rows = page.partition("One line of each, as JSON:")[2].strip().partition("\n\n")[0].splitlines()
+    kinds = ("label", "pair", "regression", "tag", "tag", "span", "multi")
+    found = [example_of(json.loads(row), kind) for row, kind in zip(rows, kinds, strict=True)]
+    assert all(example.target for example in found)
+    known = set(FinetuneConfig.__dataclass_fields__)
+    assert [
+        field for field in re.findall(r"--set (\w+)[.=]", page) if field not in known | {"checkpoint_every", "keep"}
+    ] == []
 
 
 @pytest.mark.parametrize("page", GUIDES)
