@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -21,7 +22,7 @@ from terrazzo.compression.offers import GoalUnreachable, Offer, frontier, neares
 from terrazzo.compression.pipeline import Compression
 from terrazzo.compression.proof import NotProved, prove, read_proof
 from terrazzo.compression.recover import RecoverConfig
-from terrazzo.compression.rows import split_rows
+from terrazzo.compression.rows import read_split, split_rows
 from terrazzo.compression.search import SearchOptions
 from terrazzo.compression.sites import sites
 from terrazzo.compression.speed import Bench, Here
@@ -177,6 +178,27 @@ def test_a_goal_is_reached_and_its_proof_is_what_anyone_would_measure(made, tmp_
     assert not list(tmp_path.glob(".out.work")) and any("prove" in line for line in lines)
     again = prove(tmp_path / "out", here=True, bench=SimulatedBench)
     assert not again.differing and again.now.proved
+
+
+def test_texts_without_answers_are_answered_by_the_dense_model_and_judge_nothing(made, tmp_path) -> None:
+    model, data, held = made
+    unseen = [(text, "") for text, _ in examples(50, 11)]
+    texts = tmp_path / "texts.jsonl"
+    seen = [json.loads(line)["text"] for file in (data, held) for line in file.read_text().splitlines()[:40]]
+    rows = [text for text, _ in unseen] + seen + seen[:3]
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    goal, out = Goal(faster=2, drop=5.0), tmp_path / "out"
+    asked = Asked(model=str(model), data=str(data), held_out=str(held), texts=str(texts), goal=goal, out=out)
+    ground = Ground(asked, SimulatedBench)
+    more = ground.subject.lessons.examples[len(ground.subject.learn.examples) :]
+    assert {row.text for row in more} == {text for text, _ in unseen}
+    said = terrazzo.load(model).predict([row.text for row in more])
+    assert [row.target for row in more] == [one.label for one in said]
+    without = Ground(dataclasses.replace(asked, texts=None), SimulatedBench)
+    assert without.split.proof == ground.split.proof and without.subject.lessons is without.subject.learn
+    assert without.split.whole_fingerprint != ground.split.whole_fingerprint
+    with pytest.raises(InputError, match="rows without answers are of use to label"):
+        read_split(SpanTask(), data, held, 5.0, 0, texts=texts)
 
 
 def test_questions_about_one_context_stay_together() -> None:

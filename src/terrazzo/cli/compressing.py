@@ -19,6 +19,7 @@ class Common(TypedDict):
     """What is asked of one model as of a family."""
 
     held_out: str | None
+    texts: str | None
     on: Here
     effort: str
     fields: dict[str, str] | None
@@ -44,6 +45,9 @@ def compress(
         str | None,
         typer.Option(help="Rows that the model was not fine-tuned on, to choose and to prove by; else half of --data."),
     ] = None,
+    texts: Annotated[
+        str | None, typer.Option(help="More rows like those to come, without answers: the small model learns by them.")
+    ] = None,
     effort: Annotated[str, typer.Option(help="minutes or hours: how long is searched and trained.")] = "minutes",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure, say what would be done, make nothing.")] = False,
     threads: Annotated[int, typer.Option(help="Cores that one batch runs on.")] = 1,
@@ -63,7 +67,9 @@ def compress(
     factors, under_ms = factors_of(faster), None if under is None else milliseconds(under)
     goal = Goal(faster=factors[0] if factors else None, smaller=smaller, under_ms=under_ms, drop=max_drop)
     folder, on = out or Path("compressed"), Here(threads=threads, batch=batch, length=length)
-    common = Common(held_out=held_out, on=on, effort=effort, fields=fields_of(fields), seed=seed, dry_run=dry_run)
+    common = Common(
+        held_out=held_out, texts=texts, on=on, effort=effort, fields=fields_of(fields), seed=seed, dry_run=dry_run
+    )
     try:
         if len(factors) > 1:
             family = compress_family(model, data, factors, folder, drop=max_drop, smaller=smaller, log=say, **common)

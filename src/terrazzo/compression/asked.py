@@ -25,6 +25,7 @@ class Asked:
     goal: Goal
     out: Path
     held_out: str | None = None
+    texts: str | None = None
     on: Here = Here()
     effort: Effort = "minutes"
     fields: Mapping[str, str] | None = None
@@ -41,6 +42,7 @@ def asked_for(
     effort: str = "minutes",
     fields: Mapping[str, str] | None = None,
     seed: int = 0,
+    texts: str | Path | None = None,
 ) -> Asked:
     """What a person asks for, checked as far as that takes no files.
 
@@ -57,6 +59,7 @@ def asked_for(
         goal=goal,
         out=Path(out),
         held_out=None if held_out is None else str(held_out),
+        texts=None if texts is None else str(texts),
         on=on or Here(),
         effort="hours" if effort == "hours" else "minutes",
         fields=fields,

@@ -50,6 +50,7 @@ def compress_family(
     drop: float = 1.0,
     smaller: float | None = None,
     held_out: str | Path | None = None,
+    texts: str | Path | None = None,
     on: Here | None = None,
     effort: str = "minutes",
     fields: Mapping[str, str] | None = None,
@@ -78,7 +79,7 @@ def compress_family(
     if not goals:
         raise InputError("a family of no speeds: give some, as 2,4,8")
     first = asked_for(
-        model, data, next(iter(goals.values())), folder / next(iter(goals)), held_out, on, effort, fields, seed
+        model, data, next(iter(goals.values())), folder / next(iter(goals)), held_out, on, effort, fields, seed, texts
     )
     _refuse_foreign(folder)
     ground = Ground(first, bench)

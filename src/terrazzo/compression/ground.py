@@ -33,7 +33,9 @@ class Ground:
         assert source.task is not None
         task = source.task.model.task
         refuse_out(asked.out, source.folder)
-        self.split: Split = read_split(task, asked.data, asked.held_out, asked.goal.drop, asked.seed, asked.fields)
+        self.split: Split = read_split(
+            task, asked.data, asked.held_out, asked.goal.drop, asked.seed, asked.fields, asked.texts
+        )
         self.subject = Subject(source, self.split)
         self.bench = bench(self.subject, asked.on)
         self.fingerprint = model_fingerprint(source.folder)

@@ -45,6 +45,7 @@ def compress(
     out: str | Path = "compressed",
     *,
     held_out: str | Path | None = None,
+    texts: str | Path | None = None,
     on: Here | None = None,
     effort: str = "minutes",
     fields: Mapping[str, str] | None = None,
@@ -60,6 +61,7 @@ def compress(
         data: labelled rows of the task to learn from; those that the model was fine-tuned on may be among them.
         held_out: labelled rows that it was not fine-tuned on: a quarter chooses, the others prove. None takes half of
             `data`; if the model knows those by heart, it seems to lose more than it does.
+        texts: rows without answers, like those to come, to learn back from the dense model by.
         on: threads and batch that speed is meant for; None is one thread and about 1,024 tokens.
         effort: "minutes" or "hours": how long is searched and trained.
         dry_run: say what would be done and how far it is from the goal, and make nothing.
@@ -75,7 +77,7 @@ def compress(
             goal, or was withheld on a noisy machine.
         TooNoisy: the machine does too much else for a plan to be made.
     """
-    asked = asked_for(model, data, goal, out, held_out, on, effort, fields, seed)
+    asked = asked_for(model, data, goal, out, held_out, on, effort, fields, seed, texts)
     return Compression(asked, log or (lambda line: None), Ground(asked)).run(dry_run)
 
 
@@ -273,9 +275,10 @@ class Compression:
     def _say_rows(self) -> None:
         task, split = self.subject.task, self.split
         origin = "" if split.same_file else " held out"
+        more = f", {len(split.texts):,} more without answers" if split.texts else ""
         self.log(
             f"rows      {task.kind}: {len(split.learn):,} to learn from, {len(split.choose):,} to choose by and "
-            f"{len(split.proof):,} to prove by{origin}; goal: {self.goal}"
+            f"{len(split.proof):,} to prove by{origin}{more}; goal: {self.goal}"
         )
 
     def _say_dry(self) -> None:

@@ -103,7 +103,7 @@ def recover(
         inner = TaskWorkload(
             task=subject.task,
             tokenizer=subject.loaded.tokenizer,
-            train=subject.learn,
+            train=subject.lessons,
             dev=subject.choose,
             max_len=subject.loaded.max_len,
             batch_size=options.batch_size,
@@ -114,7 +114,7 @@ def recover(
         )
         if bits is not None:
             workload = RoundedWorkload(workload, bits)
-        chosen = run_config(tuning, len(subject.learn.flat), tuning.lr[0], seed, str(run), Budget(steps=steps))
+        chosen = run_config(tuning, len(subject.lessons.flat), tuning.lr[0], seed, str(run), Budget(steps=steps))
         resume = (run / "run.json").is_file()
         if train_run(chosen, workload=workload, resume=resume, hooks=log_metrics) is None:
             raise KeyboardInterrupt
@@ -131,7 +131,7 @@ def _remembered() -> int:
 
 
 def _steps(subject: Subject, options: RecoverConfig) -> int:
-    documents = subject.learn.flat
+    documents = subject.lessons.flat
     sized = FinetuneConfig(model="", out="", epochs=options.epochs, batch_size=options.batch_size)
     steps = steps_of(sized, len(documents))
     if options.tokens is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from terrazzo.compression.goal import rows_to_prove
@@ -19,6 +19,8 @@ MOST_CHOOSING, CHOOSING = 1000, 0.25
 MOST_HELD_OUT, HELD_OUT = 5000, 0.5
 #: The least share of answers that compression changes; a proof that needs more rows than this says is hopeless.
 LEAST_CHANGED = 0.02
+#: Tasks that learn from rows without answers.
+TEXTS = ("label", "pair", "regression", "multi")
 #: Rows below which nothing can be chosen.
 LEAST_ROWS = 100
 
@@ -29,6 +31,7 @@ class Split:
 
     Args:
         learn: calibrate, prune and distil; choose: judge candidates; proof: judge the one that was chosen.
+        texts: rows without answers, to learn back from the dense model by; none of them stands in another part.
         same_file: whether all come from one file; source, judging: names of the files of rows to learn from, and of
             the others.
     """
@@ -39,6 +42,7 @@ class Split:
     same_file: bool
     source: str = "data"
     judging: str = "data"
+    texts: list[Example] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
@@ -48,7 +52,12 @@ class Split:
     @property
     def whole_fingerprint(self) -> str:
         """The same of all rows."""
-        return fingerprint([*self.learn, *self.choose, *self.proof])
+        return fingerprint([*self.learn, *self.choose, *self.proof, *self.texts])
+
+    def beside(self, texts: Sequence[Example]) -> list[Example]:
+        """Those of some rows that stand in no part, each once, without their answers."""
+        known = {_seen(row) for part in (self.learn, self.choose, self.proof) for row in part}
+        return [replace(row, target=None) for row in _once(texts) if _seen(row) not in known]
 
 
 def split_rows(
@@ -96,15 +105,24 @@ def read_split(
     drop: float,
     seed: int,
     fields: Mapping[str, str] | None = None,
+    texts: str | Path | None = None,
 ) -> Split:
     """The same of files.
 
+    Args:
+        texts: rows without answers, or whose answers are not looked at.
+
     Raises:
-        InputError: a file cannot be read, or as `split_rows`.
+        InputError: a file cannot be read, texts for a task that has places in them, or as `split_rows`.
     """
+    if texts is not None and task.kind not in TEXTS:
+        raise InputError(f"--texts {texts}: rows without answers are of use to {', '.join(TEXTS)}, not to {task.kind}")
     rows = read_examples(data, task.kind, fields)
     judged = None if held_out is None else read_examples(held_out, task.kind, fields)
-    return split_rows(task, rows, judged, drop, seed, str(data), str(held_out or ""))
+    split = split_rows(task, rows, judged, drop, seed, str(data), str(held_out or ""))
+    if texts is None:
+        return split
+    return replace(split, texts=split.beside(read_examples(texts, task.kind, fields, labelled=False)))
 
 
 def refuse_unknown(encoded: Sequence[object], source: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -81,6 +81,19 @@ class Subject:
         return self._encoded(self.split.learn, self.split.source)
 
     @cached_property
+    def lessons(self) -> LabelledRows:
+        """The rows to learn from, and those without answers, answered by the dense model."""
+        if not self.split.texts:
+            return self.learn
+        said = self.answers(self.split.texts)
+        pairs = zip(self.split.texts, said, strict=True)
+        answered = [replace(row, target=answer_of(result)) for row, result in pairs if result.error is None]
+        more = self._encoded(answered, "texts")
+        return LabelledRows(
+            examples=[*self.learn.examples, *more.examples], documents=[*self.learn.documents, *more.documents]
+        )
+
+    @cached_property
     def choose(self) -> LabelledRows:
         """The rows to choose by that the task can use, as documents."""
         return self._encoded(self.split.choose, self.split.judging)
@@ -139,6 +152,13 @@ class Subject:
         given = self.task.encode_many(rows, self.loaded.tokenizer, self.loaded.max_len)
         refuse_unknown(given, source)
         return LabelledRows.usable(rows, given)
+
+
+def answer_of(result: Result) -> str | float | tuple[str, ...] | None:
+    """What a model said of a text, as a row's answer."""
+    if result.labels is not None:
+        return result.labels
+    return result.score if result.label is None else result.label
 
 
 def open_subject(model: str | Path) -> Source:
