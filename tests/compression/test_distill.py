@@ -124,7 +124,8 @@ def test_relations_are_those_of_each_document_whatever_the_widths(kind) -> None:
     generator = torch.Generator().manual_seed(0)
     lengths, heads = (4, 1, 6), 2
     batch = Packed(tokens_T=torch.zeros(11, dtype=torch.long), lengths=lengths)
-    mine, theirs = torch.randn(11, 3, 8, generator=generator), torch.randn(11, 3, 12, generator=generator)
+    mine = torch.randn(11, 3, 8, generator=generator).requires_grad_()
+    theirs = torch.randn(11, 3, 12, generator=generator)
     sums, count = torch.zeros(()), 0
     for a, b in zip(mine.split(lengths), theirs.split(lengths), strict=True):
         for part in range(3):
@@ -139,8 +140,27 @@ def test_relations_are_those_of_each_document_whatever_the_widths(kind) -> None:
                     count += 1
     got = relations_loss(mine, theirs, batch, heads, kind)
     assert_close(got, sums / count, rtol=1e-5, atol=1e-6)
+    slow, fast = (torch.autograd.grad(loss, mine)[0] for loss in (sums / count, got))
+    assert_close(fast, slow, rtol=1e-4, atol=1e-6)  # what the shorter documents are padded with pulls at nothing
     scaled = relations_loss(3 * mine, theirs, batch, heads, kind)
     assert torch.allclose(scaled, got, rtol=1e-4) == (kind == "direction")
+
+
+@pytest.mark.parametrize("kind", ["softmax", "direction"])
+def test_relations_do_not_ask_how_attention_splits_its_heads(kind) -> None:
+    """The same projections in two heads and in four: nothing to learn, and no slope but that of rounding."""
+    task = LabelTask.learn([Example(text="x", target=name) for name in "ab"])
+    config = bert("tiny", 50, **TINY_MODEL | {"depth": 1}, dropout=0.0, attention_dropout=0.0)
+    teacher = TaskModel(Encoder(config), task).eval()
+    student = TaskModel(Encoder(config.replace(num_heads=4)), task).eval()
+    student.load_state_dict(teacher.state_dict())
+    options = DistillConfig(outputs=0.0, relations=1.0, relation_heads=8, relation_kind=kind)
+    batch = Packed(tokens_T=torch.randint(50, (24,)), lengths=(4, 1, 19), labels_B=torch.tensor([0, 1, 1]))
+    assert not torch.allclose(student(batch), teacher(batch), rtol=0, atol=1e-6)
+    loss = Distilled(SupervisedConfig(), teacher, options).loss(student, batch).sum
+    slope = torch.autograd.grad(loss, student.encoder.blocks[0].attention.qkv.weight)[0]
+    assert_close(loss, torch.tensor(0.0), rtol=0, atol=1e-6)
+    assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-6)
 
 
 def test_hidden_states_count_by_their_mean_square() -> None:

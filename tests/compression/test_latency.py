@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from terrazzo.compression.latency import Conditions, LatencyTable
-from terrazzo.compression.latency_measure import compare, latency_table
+from terrazzo.compression.latency_measure import clock_of, compare, latency_table
 from terrazzo.compression.probes import opener_of
 from terrazzo.compression.sites import Site
 from terrazzo.compression.timing import Timing, TooNoisy, time_calls
@@ -195,6 +196,11 @@ def test_a_damaged_memory_is_measured_again(tmp_path) -> None:
 def test_noise_that_the_minimum_leaves_out_changes_nothing(tmp_path) -> None:
     quiet, noisy = table_of(Simulated(), tmp_path / "a"), table_of(Simulated(noise=4.0), tmp_path / "b")
     assert noisy.dense_ms == pytest.approx(quiet.dense_ms, rel=0.02)
+
+
+def test_one_thread_is_timed_by_the_cpu_and_several_by_the_clock_on_the_wall() -> None:
+    several = Conditions(runtime="openvino", precision="fp32", lengths=(4, 6), threads=2)
+    assert (clock_of(BATCH), clock_of(several)) == (time.process_time, time.perf_counter)
 
 
 class Falling:

@@ -74,6 +74,31 @@ def test_no_changed_answer_is_no_certainty() -> None:
     assert many.most == pytest.approx(20 + 164.5 * math.sqrt(0.16 / 500), abs=0.5)
 
 
+def test_rows_are_paired_so_that_shared_mistakes_widen_nothing() -> None:
+    some = rows(500)
+    found = drop_of(TASK, some, said(some, wrong=250), said(some, wrong=260))
+    alone = 164.5 * math.sqrt(2 * 0.25 / 500)  # of two models, each on rows of its own
+    assert found.points == pytest.approx(2) and found.most - found.points < 0.25 * alone
+
+
+def test_a_goal_is_proved_by_the_upper_end_of_the_drop_alone() -> None:
+    goal, size = Goal(faster=3, smaller=4, drop=1.0), Size(bytes=1, fp32_bytes=4, smaller=4)
+    speeds = proof().speeds
+    assert unproved(goal, speeds, quality(0.5, 1.0), size) == []
+    (why,) = unproved(goal, speeds, dataclasses.replace(quality(0.5, 1.2), rows_needed=1300), size)
+    assert "up to 1.20 cannot be ruled out on 900 rows, 1 allowed; about 1,300 rows would tell" in why
+    assert unproved(goal, speeds, quality(1.5, 2.0), size) == ["1.50 points lost, 1 allowed"]
+    slow = dataclasses.replace(speeds, faster=2.9, faster_plain=9.0)
+    assert unproved(goal, slow, quality(), size) == ["2.90x as fast, 3x asked"], "plain PyTorch is no baseline"
+    assert unproved(goal, speeds, quality(), dataclasses.replace(size, smaller=3.9)) == ["3.9x as small, 4x asked"]
+    assert unproved(Goal(under_ms=0.9, drop=1.0), speeds, quality(), size) == ["1.00 ms, under 0.9 asked"]
+
+
+def test_speeds_are_said_with_what_they_are_compared_with() -> None:
+    line = proof().lines()[0]
+    assert "4.00x the fastest fp32 runtime (torch), 8.00x plain PyTorch: 1.00 ms against 4.00 and 8.00 ms" in line
+
+
 def test_a_drop_that_is_not_a_number_proves_nothing() -> None:
     nan = float("nan")
     assert (
@@ -97,6 +122,9 @@ def test_values_that_the_model_cannot_tell_are_of_another_task() -> None:
 def test_only_what_was_measured_twice_on_one_machine_agrees() -> None:
     assert differing(proof(), proof(faster=5.0)) == ("times the fastest fp32 runtime",)
     assert differing(proof(), proof(smaller=3.9)) == ("times as small",)
+    claimed = dataclasses.replace(proof(), quality=dataclasses.replace(quality(), small=90.0, drop=0.0))
+    assert differing(claimed, proof()) == ("metric of the compressed model", "drop in points"), "on any machine"
+    assert differing(dataclasses.replace(claimed, machine="another"), proof()) == differing(claimed, proof())
     elsewhere = Verified(before=proof(), now=proof("another", faster=9.0), differing=())
     assert sum("agrees" in line for line in elsewhere.lines()) == 5  # the metrics, the drops and the size
     assert "agrees" in Verified(before=proof(), now=proof(), differing=()).lines()[1]

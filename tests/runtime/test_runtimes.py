@@ -6,6 +6,7 @@ import resource
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from terrazzo.errors import InputError, RunError
 from terrazzo.nn import Encoder, bert, modernbert, mosaicbert
 from terrazzo.packed import Packed
 from terrazzo.runtime import OnnxRuntime, OpenVinoRuntime, quantise_onnx, save_openvino, to_onnx, to_openvino
-from terrazzo.runtime.contract import Runtime
+from terrazzo.runtime.contract import Precision, Runtime
+from terrazzo.runtime.openvino import import_openvino
 
 LENGTHS = (5, 40, 17, 1, 9)
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -61,6 +63,14 @@ def test_equals_the_encoder(pair: tuple[Encoder, Runtime]) -> None:
     assert_close(runtime(batch, select), expected[select], **CLOSE)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("lengths", [(1,), (512,), (1, 1, 1), (2, 512, 1)])
+def test_any_length_and_number_of_documents(pair: tuple[Encoder, Runtime], lengths: tuple[int, ...]) -> None:
+    encoder, runtime = pair
+    batch = batch_of(lengths)
+    assert_close(runtime(batch), encoder(batch), **CLOSE)
+
+
 def test_a_document_gives_the_same_in_any_batch(pair: tuple[Encoder, Runtime]) -> None:
     _, runtime = pair
     batch = batch_of(LENGTHS)
@@ -79,8 +89,13 @@ def test_threads_get_their_own_results_and_keep_them(pair: tuple[Encoder, Runtim
         assert_close(result, wanted, rtol=0, atol=1e-6)
 
 
-def test_int8_onnx_stays_near(tmp_path: Path) -> None:
-    encoder = Encoder(CONFIGS["bert"]).eval()
+def test_int8_onnx_stays_near_where_one_channel_is_large(tmp_path: Path) -> None:
+    """Of a query that meets a key of zeros: it counts for nothing, and a scale for all channels would be its own."""
+    encoder = Encoder(CONFIGS["bert"].replace(init_std=0.2)).eval()
+    with torch.no_grad():
+        for block in encoder.blocks:
+            block.attention.qkv.weight[0] *= 200
+            block.attention.qkv.weight[32] = block.attention.qkv.bias[32] = 0
     to_onnx(encoder, tmp_path / "encoder.onnx")
     quantise_onnx(tmp_path / "encoder.onnx", tmp_path / "int8.onnx")
     assert {file.name for file in tmp_path.iterdir()} == {"encoder.onnx", "int8.onnx"}
@@ -96,6 +111,25 @@ def test_bf16_is_near_fp32() -> None:
     model, batch = to_openvino(encoder), batch_of(LENGTHS)
     exact, low = (OpenVinoRuntime(model, encoder.config, precision=p, threads=1)(batch) for p in ("fp32", "bf16"))
     assert low.dtype == torch.float32 and torch.cosine_similarity(low, exact).min() > 0.999
+
+
+@pytest.mark.parametrize(("precision", "hint"), [("fp32", "f32"), ("int8", "f32"), ("bf16", "bf16")])
+def test_openvino_is_told_its_precision_because_it_takes_bf16_by_itself(
+    precision: Precision, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, object] = {}
+
+    class Core:
+        def compile_model(self, model: object, device: str, settings: dict[str, object]) -> Core:
+            told.update(settings)
+            return self
+
+        def create_infer_request(self) -> None:
+            """None is needed."""
+
+    monkeypatch.setattr(import_openvino(), "Core", Core)
+    OpenVinoRuntime(cast(Any, None), CONFIGS["bert"], precision, threads=1)
+    assert told["INFERENCE_PRECISION_HINT"] == hint
 
 
 @pytest.mark.parametrize("kind", [OpenVinoRuntime, OnnxRuntime])
