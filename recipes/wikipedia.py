@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from recipes.claims import Tier
+from recipes.runner import Context
 from terrazzo.data import Corpus, PrepareConfig, prepare
 from terrazzo.errors import InputError
+from terrazzo.testing import tiny_corpus
 
 SOURCE = "English Wikipedia as .jsonl files with a `text` field, e.g. extracted from https://dumps.wikimedia.org"
+
+
+def corpus_of(tier: Tier, context: Context, megabytes: float, vocab_size: int, documents: int = 400) -> Corpus:
+    """Paragraphs of the first megabytes; in the smoke tier so many tiny documents, made anew.
+
+    Raises:
+        InputError: the data set is missing.
+    """
+    if tier == "smoke":
+        shutil.rmtree(context.work / "data", ignore_errors=True)
+        return tiny_corpus(context.work / "data", documents)
+    context.log(f"preparing {megabytes:g} MB of paragraphs")
+    folder = context.data("enwiki", SOURCE)
+    return prepared_part(folder, context.work, megabytes=megabytes, vocab_size=vocab_size, paragraphs=True)
 
 
 def prepared_part(folder: Path, work: Path, *, megabytes: float, vocab_size: int, paragraphs: bool) -> Corpus:

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from recipes.claims import Tier
-from recipes.compressed import TINY, begin, folder_points
-from recipes.pst.recipe import adapted, least_sparsity, trained_share
+from recipes.compressed import begin, folder_points
+from recipes.pst.recipe import ARMS, Arms, adapted, least_sparsity, trained_share
 from recipes.runner import Context
 from terrazzo.tasks.adapters import AdapterConfig, DseeConfig, LoraConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """One tier.
+class Settings(Arms):
+    """One tier; adapter_lr: of adapters."""
 
-    Args:
-        rows: that are trained on, drawn by each seed; dev: that are looked at meanwhile; proof: that judge.
-        lr: of all weights; adapter_lr: of adapters.
-    """
-
-    task: str = "sst2"
-    rows: int = 2_000
-    dev: int = 200
-    proof: int | None = None
     dsee: DseeConfig = DseeConfig()
     lora: LoraConfig = LoraConfig(rank=16, alpha=32.0, targets=("qkv",))
-    tuning: Mapping[str, Any] = field(default_factory=dict)
-    lr: float = 1e-4
     adapter_lr: float = 1e-3
-    seeds: int = 3
 
 
-SETTINGS = {
-    "smoke": Settings(tuning={**TINY, "epochs": 4.0}, lr=1e-2, adapter_lr=1e-2, seeds=1),
-    "small": Settings(proof=1_000, tuning={"epochs": 3.0}),
-}
+SETTINGS = {"smoke": Settings(**ARMS["smoke"], adapter_lr=1e-2), "small": Settings(**ARMS["small"])}
 
 
 def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
@@ -54,16 +37,7 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
     metrics: dict[int, dict[str, float]] = {}
     for seed in range(settings.seeds):
         folders = {
-            name: adapted(
-                start,
-                name,
-                adapter,
-                settings.rows,
-                settings.dev,
-                seed,
-                {**settings.tuning, "lr": (lr,)},
-                context,
-            )
+            name: adapted(settings, start, name, adapter, seed, {**settings.tuning, "lr": (lr,)}, context)
             for name, (adapter, lr) in arms.items()
         }
         own = {name: folder_points(folder, start.rows.proof) for name, folder in folders.items()}

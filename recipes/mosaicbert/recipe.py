@@ -29,12 +29,11 @@ from recipes.mosaicbert.training import (
     train_arm,
 )
 from recipes.runner import Context
-from recipes.wikipedia import SOURCE, prepared_part
+from recipes.wikipedia import corpus_of
 from terrazzo.config import config, read_file, to_dict
 from terrazzo.data import Corpus, prepare
 from terrazzo.errors import RunError
 from terrazzo.provenance import write_json_atomic
-from terrazzo.testing import tiny_corpus
 from terrazzo.train import default_hooks, resolve, train
 from terrazzo.train.metrics import read_metrics
 
@@ -88,7 +87,7 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
     if tier == "downstream":
         return _downstream(context)
     settings = TIERS[tier]
-    corpus = _corpus(tier, settings, context)
+    corpus = corpus_of(tier, context, settings.megabytes, settings.vocab_size)
     context.record("config", {**to_dict(settings), "arms": [to_dict(arm) for arm in ARMS.values()]})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -114,29 +113,11 @@ def _downstream(context: Context) -> dict[int, dict[str, float]]:
     settings = Downstream()
     context.record("config", settings)
     glue = context.data("glue", "GLUE from https://gluebenchmark.com/tasks")
-    context.log(f"preparing {settings.megabytes:g} MB of paragraphs")
-    corpus = prepared_part(
-        context.data("enwiki", SOURCE),
-        context.work,
-        megabytes=settings.megabytes,
-        vocab_size=settings.vocab_size,
-        paragraphs=True,
-    )
+    corpus = corpus_of("downstream", context, settings.megabytes, settings.vocab_size)
     found = run_downstream(settings, corpus, glue.parent, context)
     for suffix in ("png", "svg"):
         shutil.copyfile(context.work / "downstream" / f"downstream.{suffix}", RESULTS / f"downstream.{suffix}")
     return found
-
-
-def _corpus(tier: Tier, settings: Settings, context: Context) -> Corpus:
-    if tier == "smoke":
-        shutil.rmtree(context.work / "data", ignore_errors=True)
-        return tiny_corpus(context.work / "data")
-    context.log(f"preparing {settings.megabytes:g} MB of paragraphs")
-    folder = context.data("enwiki", SOURCE)
-    return prepared_part(
-        folder, context.work, megabytes=settings.megabytes, vocab_size=settings.vocab_size, paragraphs=True
-    )
 
 
 def _specs(settings: Settings, corpus: Corpus, step_seconds: dict[str, float]) -> list[Spec]:

@@ -17,30 +17,37 @@ from terrazzo.tasks.model import load_task_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """One tier.
+class Arms:
+    """What all arms of a comparison of adapters share at a tier.
 
     Args:
         rows: that are trained on, drawn by each seed; dev: that are looked at meanwhile; proof: that judge.
-        tuning: of all arms; rates: the learning rate of each where it is not the default.
-        schedule: of the pruning by magnitude, at PST's times.
+        tuning: of all arms; lr: of all weights.
     """
 
     task: str = "sst2"
     rows: int = 2_000
     dev: int = 200
     proof: int | None = None
-    pst: PstConfig = PstConfig()
-    schedule: SparsitySchedule = SparsitySchedule(start=0.0, end=0.9, begin=0.1, finish=0.7, times=15)
     tuning: Mapping[str, Any] = field(default_factory=dict)
     lr: float = 1e-4
     seeds: int = 3
 
 
-SETTINGS = {
-    "smoke": Settings(tuning={**TINY, "epochs": 4.0}, lr=1e-2, pst=PstConfig(every=2), seeds=1),
-    "small": Settings(proof=1_000, tuning={"epochs": 3.0}),
+@dataclass(frozen=True, kw_only=True)
+class Settings(Arms):
+    """One tier; schedule: of the pruning by magnitude, at PST's times."""
+
+    pst: PstConfig = PstConfig()
+    schedule: SparsitySchedule = SparsitySchedule(start=0.0, end=0.9, begin=0.1, finish=0.7, times=15)
+
+
+#: The fields of `Arms` at each tier.
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "smoke": {"tuning": {**TINY, "epochs": 4.0}, "lr": 1e-2, "seeds": 1},
+    "small": {"proof": 1_000, "tuning": {"epochs": 3.0}},
 }
+SETTINGS = {"smoke": Settings(**ARMS["smoke"], pst=PstConfig(every=2)), "small": Settings(**ARMS["small"])}
 
 
 def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
@@ -53,8 +60,8 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
     for seed in range(settings.seeds):
         tuning = {**settings.tuning, "lr": (settings.lr,)}
         folders = {
-            "pst": adapted(start, "pst", settings.pst, settings.rows, settings.dev, seed, tuning, context),
-            "full": adapted(start, "full", None, settings.rows, settings.dev, seed, tuning, context),
+            "pst": adapted(settings, start, "pst", settings.pst, seed, tuning, context),
+            "full": adapted(settings, start, "full", None, seed, tuning, context),
             "full_sparse": _full_sparse(settings, start, seed, tuning, context),
         }
         own = {name: folder_points(folder, start.rows.proof) for name, folder in folders.items()}
@@ -65,20 +72,19 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
 
 
 def adapted(
+    settings: Arms,
     start: Start,
     name: str,
     adapter: AdapterConfig | None,
-    rows: int,
-    dev: int,
     seed: int,
     tuning: Mapping[str, Any],
     context: Context,
 ) -> Path:
     """The task folder of a fine-tuning with an adapter, or of all weights, on rows that `seed` draws."""
-    out = context.work / f"tuned-{start.name}-{rows}-{name}-{seed}"
+    out = context.work / f"tuned-{start.name}-{settings.rows}-{name}-{seed}"
     options = start.options(out, seed=seed, adapter=adapter, **tuning)
-    chosen = drawn(start.rows.train, rows, seed)
-    return fine_tuned(options, chosen, drawn(start.rows.dev, dev), context.log)[seed]
+    chosen = drawn(start.rows.train, settings.rows, seed)
+    return fine_tuned(options, chosen, drawn(start.rows.dev, settings.dev), context.log)[seed]
 
 
 def _full_sparse(settings: Settings, start: Start, seed: int, tuning: Mapping[str, Any], context: Context) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from recipes.arms import arm, curve, train_arms
 from recipes.claims import Tier
 from recipes.runner import Context
-from recipes.wikipedia import SOURCE, prepared_part
+from recipes.wikipedia import corpus_of
 from terrazzo.checkpoint import load_model
 from terrazzo.compression import W8A8, measure_outliers, pseudo_perplexities, simulate_w8a8
 from terrazzo.data import Corpus, evaluation_batches
@@ -25,7 +24,6 @@ from terrazzo.nn.gate import add_gates
 from terrazzo.objectives import MLMConfig
 from terrazzo.optim import AdamWConfig, Schedule
 from terrazzo.packed import Packed
-from terrazzo.testing import tiny_corpus
 from terrazzo.train import Budget, Init, RunConfig, Sampling, Stage
 
 #: What each arm changes: nothing, the paper's values for BERT at 128 tokens, a gate of a small MLP a head.
@@ -95,7 +93,7 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
     """Per seed: held-out loss, outliers and the cost of eight bits of each arm; and two properties of the methods."""
     settings = SETTINGS[tier]
     context.record("config", vars(settings))
-    corpus = _corpus(tier, settings, context)
+    corpus = corpus_of(tier, context, settings.megabytes, settings.vocab_size)
     configs = {
         (name, seed): arm(context.work, name, corpus.path, _stage(settings, fields), seed, **_options(settings))
         for seed in settings.seeds
@@ -112,17 +110,6 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
             metrics[seed] |= {f"{name}_{metric}": value for metric, value in own.items()}
             context.log(f"{name}, seed {seed}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in own.items()))
     return metrics
-
-
-def _corpus(tier: Tier, settings: Settings, context: Context) -> Corpus:
-    if tier == "smoke":
-        shutil.rmtree(context.work / "data", ignore_errors=True)
-        return tiny_corpus(context.work / "data")
-    context.log(f"preparing {settings.megabytes:g} MB of paragraphs")
-    folder = context.data("enwiki", SOURCE)
-    return prepared_part(
-        folder, context.work, megabytes=settings.megabytes, vocab_size=settings.vocab_size, paragraphs=True
-    )
 
 
 def _stage(settings: Settings, fields: dict[str, Any]) -> Stage:

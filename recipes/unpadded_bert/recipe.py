@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,13 +13,12 @@ from recipes.runner import Context
 from recipes.unpadded_bert.picture import draw
 from recipes.unpadded_bert.ranks import gradient, mean_of_means, over_processes
 from recipes.unpadded_bert.speed import attention_times, batches_of, median_ratio, step_times
-from recipes.wikipedia import SOURCE, prepared_part
+from recipes.wikipedia import corpus_of
 from terrazzo.config import config
 from terrazzo.data import Corpus, Stream
 from terrazzo.data.packing import balance, imbalance, loads, serpentine
 from terrazzo.errors import InputError
 from terrazzo.nn import EncoderConfig
-from terrazzo.testing import tiny_corpus
 from terrazzo.train.distributed import Ranks
 
 RESULTS = Path(__file__).with_name("results")
@@ -78,7 +76,7 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
     if tier == "paper":
         raise InputError("the paper tier needs 8 GPUs and MLPerf's BERT data set; run --tier small")
     settings = TIERS[tier]
-    corpus = _corpus(tier, settings, context)
+    corpus = corpus_of(tier, context, settings.megabytes, settings.vocab_size, documents=1200)
     context.record("config", settings)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -87,17 +85,6 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
     torch.set_num_threads(threads)
     draw(metrics, LAYOUTS, RESULTS if tier == "small" else context.work)
     return metrics
-
-
-def _corpus(tier: Tier, settings: Settings, context: Context) -> Corpus:
-    if tier == "smoke":
-        shutil.rmtree(context.work / "data", ignore_errors=True)
-        return tiny_corpus(context.work / "data", documents=1200)
-    context.log(f"preparing {settings.megabytes:g} MB of paragraphs")
-    folder = context.data("enwiki", SOURCE)
-    return prepared_part(
-        folder, context.work, megabytes=settings.megabytes, vocab_size=settings.vocab_size, paragraphs=True
-    )
 
 
 def gradient_differences(corpus: Corpus, context: Context) -> dict[str, float]:
