@@ -1,7 +1,6 @@
 """Pruning while a model trains: the schedule, exact zeros at the end, runs that are interrupted."""
 
 import dataclasses
-import random
 import shutil
 
 import pytest
@@ -22,47 +21,19 @@ from terrazzo.compression.unstructured import ObertConfig
 from terrazzo.errors import InputError
 from terrazzo.objectives import SupervisedConfig
 from terrazzo.optim import AdamWConfig, MuonConfig
-from terrazzo.tasks import Example
-from terrazzo.tasks.label import LabelTask
-from terrazzo.tasks.labelled import LabelledRows
 from terrazzo.tasks.model import load_task_model
-from terrazzo.tasks.training import TaskWorkload
-from terrazzo.testing import TINY_MODEL, log_metrics
-from terrazzo.train import Budget, Init, RunConfig, Sampling, Stage, train
+from terrazzo.testing import log_metrics, tiny_run
+from terrazzo.train import Sampling, train
 from terrazzo.train.metrics import read_metrics
 
-SOUNDS = {"cat": "animal", "dog": "animal", "river": "thing", "engine": "thing"}
 DISTILLED = DistillConfig(labels=0.0, outputs=1.0)
 SCHEDULE = SparsitySchedule(start=0.3, end=0.6, begin=0.2, finish=0.8, times=3)
 
 
-@pytest.fixture
-def workload(corpus):
-    draw = random.Random(0)
-    made = [Example(text=f"the {noun} hums at night", target=SOUNDS[noun]) for noun in draw.choices(list(SOUNDS), k=24)]
-    task = LabelTask.learn(made)
-    rows = LabelledRows.encode(task, made, corpus.tokenizer, 32)
-    return TaskWorkload(task=task, tokenizer=corpus.tokenizer, max_len=32, batch_size=8, train=rows, dev=rows)
-
-
-def run_of(out, optimizer=None, **fields):
-    stage = Stage(
-        model=Init(fields=TINY_MODEL),
-        objective=SupervisedConfig(),
-        sampling=Sampling(workers=0),
-        optimizer=optimizer or AdamWConfig(lr=1e-2, weight_decay=0.1),
-        **{"schedules": PROGRESS, "budget": Budget(steps=10), **fields},
-    )
-    return RunConfig(
-        data="",
-        out=str(out),
-        stages=(stage,),
-        device="cpu",
-        precision="fp32",
-        checkpoint_every=5,
-        eval_every=1,
-        threads=1,
-    )
+def run_of(out, **fields):
+    own = {"optimizer": AdamWConfig(lr=1e-2, weight_decay=0.1), "schedules": PROGRESS, **fields}
+    common = {"objective": SupervisedConfig(), "sampling": Sampling(workers=0), "checkpoint_every": 5, "eval_every": 1}
+    return tiny_run(out, out, 10, **common, **own)
 
 
 def test_schedule_is_cubic_and_steps_at_its_times():
@@ -79,7 +50,7 @@ def test_schedule_is_cubic_and_steps_at_its_times():
     "optimizer", [AdamWConfig(lr=1e-2, weight_decay=0.1), MuonConfig(lr=1e-2)], ids=lambda o: o.kind
 )
 def test_a_run_rises_to_its_sparsity_and_ends_there(workload, tmp_path, optimizer):
-    train(run_of(tmp_path, optimizer), workload=PruningWorkload(workload, SCHEDULE), hooks=log_metrics)
+    train(run_of(tmp_path, optimizer=optimizer), workload=PruningWorkload(workload, SCHEDULE), hooks=log_metrics)
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "heldout_loss" in line]
     levels = [0.0, *[0.3] * 3, *[SCHEDULE.levels[1]] * 3, *[0.6] * 3]
     assert [line["sparsity"] for line in lines] == pytest.approx(levels, abs=1e-4)

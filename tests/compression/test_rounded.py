@@ -1,7 +1,7 @@
 """Training at few bits: rounded in every pass, gradients straight through, a model on its grids at the end."""
 
 import copy
-import random
+import dataclasses
 import shutil
 
 import pytest
@@ -15,55 +15,24 @@ from terrazzo.errors import InputError
 from terrazzo.nn import Encoder
 from terrazzo.objectives import SupervisedConfig
 from terrazzo.optim import AdamWConfig
-from terrazzo.tasks import Example, TaskModel
+from terrazzo.tasks import TaskModel
 from terrazzo.tasks.batches import collate
-from terrazzo.tasks.label import LabelTask
-from terrazzo.tasks.labelled import LabelledRows
 from terrazzo.tasks.model import load_task_model
-from terrazzo.tasks.training import TaskWorkload
-from terrazzo.testing import TINY_MODEL, log_metrics
-from terrazzo.train import Budget, Init, RunConfig, Sampling, Stage, train
+from terrazzo.testing import TINY_MODEL, log_metrics, tiny_run
+from terrazzo.train import Init, Sampling, train
 from terrazzo.train.metrics import read_metrics
-
-SOUNDS = {"cat": "animal", "dog": "animal", "river": "thing", "engine": "thing"}
 
 
 @pytest.fixture
-def inner(corpus):
-    draw = random.Random(0)
-    made = [Example(text=f"the {noun} hums at night", target=SOUNDS[noun]) for noun in draw.choices(list(SOUNDS), k=24)]
-    task = LabelTask.learn(made)
-    rows = LabelledRows.encode(task, made, corpus.tokenizer, 32)
-    config = Init(fields=TINY_MODEL).encoder_config(corpus.tokenizer.get_vocab_size())
-    return TaskWorkload(
-        task=task,
-        tokenizer=corpus.tokenizer,
-        max_len=32,
-        batch_size=8,
-        train=rows,
-        dev=rows,
-        initial=TaskModel(Encoder(config), task),
-    )
+def inner(workload):
+    """The workload, which begins with a model."""
+    config = Init(fields=TINY_MODEL).encoder_config(workload.tokenizer.get_vocab_size())
+    return dataclasses.replace(workload, initial=TaskModel(Encoder(config), workload.task))
 
 
-def run_of(out, **fields):
-    stage = Stage(
-        model=Init(fields=TINY_MODEL),
-        objective=SupervisedConfig(),
-        sampling=Sampling(workers=0),
-        optimizer=AdamWConfig(lr=3e-3),
-        **{"budget": Budget(steps=8), **fields},
-    )
-    return RunConfig(
-        data="",
-        out=str(out),
-        stages=(stage,),
-        device="cpu",
-        precision="fp32",
-        checkpoint_every=4,
-        eval_every=1,
-        threads=1,
-    )
+def run_of(out, steps=8):
+    common = {"objective": SupervisedConfig(), "sampling": Sampling(workers=0), "checkpoint_every": 4, "eval_every": 1}
+    return tiny_run(out, out, steps, optimizer=AdamWConfig(lr=3e-3), **common)
 
 
 def test_gradients_pass_straight_through():
@@ -108,7 +77,7 @@ def test_a_run_learns_and_ends_on_its_grids(inner, distilled, tmp_path):
         within = DistillWorkload(inner=inner, teacher=teacher, options=DistillConfig(labels=1.0))
     before = {name: tensor.clone() for name, tensor in inner.initial.state_dict().items()}
     workload = RoundedWorkload(inner=within, plan=plan)
-    train(run_of(tmp_path / "run", budget=Budget(steps=8 if distilled else 30)), workload=workload, hooks=log_metrics)
+    train(run_of(tmp_path / "run", 8 if distilled else 30), workload=workload, hooks=log_metrics)
     loaded = load_task_model(tmp_path / "run" / "model")
     small = requantise(loaded.model, plan)
     state = loaded.model.state_dict()
