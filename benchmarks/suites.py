@@ -29,7 +29,7 @@ from terrazzo.tasks.finetune_config import FinetuneConfig
 from terrazzo.tasks.model import load_task_model
 from terrazzo.tasks.rows import read_examples
 from terrazzo.tasks.seeds import spread_of
-from terrazzo.tasks.suites import run_suite
+from terrazzo.tasks.suites import SuiteResult, run_suite
 
 PARTS = ("sts", "blimp", "squad")
 SQUAD = "squad/dev-v1.1-rebuilt.json"
@@ -56,7 +56,7 @@ def sts(root: Path, work: Path) -> tuple[list[Row], Any]:
         )
         for number, task in enumerate(result.tasks, 1)
     ]
-    return rows, to_dict(result)
+    return rows, _recorded(result, "all-MiniLM-L6-v2")
 
 
 def blimp(root: Path, work: Path, model: Path) -> tuple[list[Row], Any]:
@@ -75,7 +75,7 @@ def blimp(root: Path, work: Path, model: Path) -> tuple[list[Row], Any]:
         unit="%",
         note=f"chance is 50; {described(model)}; `terrazzo evaluate --suite blimp`; {_counted(task.rows)}",
     )
-    return [row], to_dict(result)
+    return [row], _recorded(result, described(model))
 
 
 def squad(root: Path, work: Path) -> tuple[list[Row], Any]:
@@ -144,6 +144,12 @@ def described(model: Path) -> str:
         f"{shape.depth} layers of {shape.width}, vocabulary {shape.vocab_size:,}, {trained['tokens']:,} tokens of "
         "pretraining"
     )
+
+
+def _recorded(result: SuiteResult, model: str) -> dict[str, Any]:
+    """The suite's own result, without folders of this machine; the benchmark's file says where it was run."""
+    values: dict[str, Any] = to_dict(result)
+    return {**{name: value for name, value in values.items() if name != "provenance"}, "model": model}
 
 
 def _counted(rows: Any) -> str:

@@ -99,26 +99,28 @@ def _made(asked: Mapping[str, Asked], ground: Ground, log: Log) -> tuple[dict[st
     missed: dict[str, str] = {}
     start: Start | None = None
     for name, one in asked.items():
-        if (kept := _kept(one, ground)) is not None:
+        kept = _kept(one, ground)
+        if kept is not None:
             log(f"kept      {one.out}: made and proved before")
-            proofs[name] = kept
-        else:
-            try:
-                done = Compression(one, log, ground, start).run(dry_run=False)
-                assert done is not None
-                proofs[name] = done.proof
-            except GoalUnreachable as error:
-                missed |= {name: str(error).splitlines()[0]}
-                log("\n".join(f"          {line}" for line in str(error).splitlines()))
-                beyond = list(asked)[list(asked).index(name) + 1 :]
-                missed |= dict.fromkeys(beyond, f"not tried, because {name} is out of reach")
-                break
-            except NotProved as error:
-                missed[name] = str(error)
-                log(f"          {error}")
-        if (one.out / PROOF).is_file():
+        try:
+            proofs[name] = kept or _one(one, ground, start, log)
             start = start_of(one.out) or start
+        except GoalUnreachable as error:
+            log("\n".join(f"          {line}" for line in str(error).splitlines()))
+            beyond = list(asked)[list(asked).index(name) + 1 :]
+            missed |= {name: str(error).splitlines()[0]}
+            missed |= dict.fromkeys(beyond, f"not tried, because {name} is out of reach")
+            break
+        except NotProved as error:
+            log(f"          {error}")
+            missed[name] = str(error)
     return proofs, missed
+
+
+def _one(asked: Asked, ground: Ground, start: Start | None, log: Log) -> Proof:
+    done = Compression(asked, log, ground, start).run(dry_run=False)
+    assert done is not None
+    return done.proof
 
 
 def _kept(asked: Asked, ground: Ground) -> Proof | None:
