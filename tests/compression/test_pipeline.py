@@ -22,6 +22,7 @@ from terrazzo.compression.offers import GoalUnreachable, Offer, frontier, neares
 from terrazzo.compression.pipeline import Compression
 from terrazzo.compression.proof import NotProved, prove, read_proof
 from terrazzo.compression.recover import RecoverConfig
+from terrazzo.compression.report import why_chosen
 from terrazzo.compression.rows import read_split, split_rows
 from terrazzo.compression.search import SearchOptions
 from terrazzo.compression.sites import sites
@@ -432,6 +433,14 @@ def test_the_frontier_holds_what_nothing_beats() -> None:
     some = [offer("a", 2, 4, 0.1), offer("b", 2, 4, 0.5), offer("c", 5, 5, 2.0), offer("d", 4, 4, 3.0)]
     assert [one.name for one in frontier(some)] == ["a", "c"]
     assert [one.name for one in nearest(Goal(faster=4, drop=1.0), some)] == ["a", "c"]
+
+
+def test_the_page_says_why_one_was_chosen() -> None:
+    goal, slow, lossy = Goal(faster=4, drop=1.0), offer("int8", 2, 4, 0.1), offer("cut", 5, 5, 2.0)
+    trained = offer("trained", 5, 5, 0.3)
+    assert "trained, the last one, which alone reaches" in why_chosen(goal, [slow, lossy, trained])
+    assert "of 2 that reach the goal the surest" in why_chosen(goal, [slow, offer("once", 5, 5, 0.9), trained])
+    assert "at most 0.80" in why_chosen(goal, [slow, offer("once", 5, 5, 0.9), trained])
 
 
 def test_threads_beyond_the_machine_are_refused(made) -> None:

@@ -34,7 +34,7 @@ def write_report(
         "main",
         _header(goal, proof, name),
         _frontier(goal, proof, offers, sketches),
-        _made(offers, proof),
+        _made(goal, offers, proof),
         _kept(offers),
         _proof(proof),
         machine_of(proof.provenance, proof.rows) if proof is not None else None,
@@ -110,7 +110,7 @@ def _series(name: str, points: Sequence[tuple[float, float]], look: str) -> Seri
     return Series(name, np.array([x for x, _ in ordered]), np.array([y for _, y in ordered]), look)
 
 
-def _made(offers: Sequence[Offer], proof: Proof | None) -> Html:
+def _made(goal: Goal, offers: Sequence[Offer], proof: Proof | None) -> Html:
     head = ["model", "× fp32", "ms", "predicted ms", "× small", "points lost", "at most"]
     rows = [
         [
@@ -124,7 +124,7 @@ def _made(offers: Sequence[Offer], proof: Proof | None) -> Html:
         ]
         for one in offers
     ]
-    note = "" if proof is None else "The last one was chosen. "
+    note = "" if proof is None else f"{why_chosen(goal, offers)} "
     return section(
         "What was made",
         table(head, rows, range(1, len(head))),
@@ -133,6 +133,17 @@ def _made(offers: Sequence[Offer], proof: Proof | None) -> Html:
             f"{note}Points are on the rows that choices are made by; the proof has rows of its own.",
             class_="aside",
         ),
+    )
+
+
+def why_chosen(goal: Goal, offers: Sequence[Offer]) -> str:
+    """Why the last of them is the one that was proved."""
+    chosen, rivals = offers[-1], [one for one in offers[:-1] if one.meets(goal)]
+    if not rivals:
+        return f"Chosen: {chosen.name}, the last one, which alone reaches the goal on the rows to choose by."
+    return (
+        f"Chosen: {chosen.name}, the last one: of {len(rivals) + 1} that reach the goal the surest, with at most "
+        f"{chosen.drop_high:.2f} points lost on the rows to choose by."
     )
 
 
