@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+
 import pytest
 
 import terrazzo
 from terrazzo.compression import cutting, pipeline
 from terrazzo.compression.family import compress_family, members
-from terrazzo.compression.proof import read_proof
+from terrazzo.compression.offers import GoalUnreachable
+from terrazzo.compression.proof import read_proof, write_proof
 from terrazzo.errors import InputError
 from tests.compression.test_pipeline import SimulatedBench, made, quick
 
@@ -46,18 +50,49 @@ def test_each_speed_is_cut_from_the_one_before_and_made_once(made, tmp_path, mon
     assert again.proofs == done.proofs and sum(line.startswith("kept") for line in lines) == 2
 
 
-def test_beyond_a_speed_out_of_reach_nothing_is_tried(made, tmp_path) -> None:
-    done, _ = family(made, tmp_path / "all", (2, 20, 30))
-    assert list(done.proofs) == ["2x"] and members(tmp_path / "all") == [tmp_path / "all" / "2x"]
+def test_beyond_a_speed_out_of_reach_nothing_is_tried(made, tmp_path, monkeypatch) -> None:
+    out = tmp_path / "all"
+    done, _ = family(made, out, (2, 20, 30))
+    assert list(done.proofs) == ["2x"] and members(out) == [out / "2x"]
     assert "out of reach" in done.missed["20x"] and "not tried" in done.missed["30x"]
-    assert "1 of 3 speeds" in (tmp_path / "all" / "report.html").read_text()
+    assert "1 of 3 speeds" in (out / "report.html").read_text()
+    shutil.copytree(out / "2x", out / "2x-unproved")
+    assert members(out) == [out / "2x"]
+    shutil.copytree(out / "2x", out / "30x")  # as if it had been reached before
+    proof = read_proof(out / "2x")
+    write_proof(out / "30x", dataclasses.replace(proof, goal=dataclasses.replace(proof.goal, faster=30)))
+    (out / "2x" / "proof.json").write_text("{}")  # and as if this one had been damaged
+
+    def unreachable(self, dry_run):
+        raise GoalUnreachable(self.goal, [])
+
+    monkeypatch.setattr(pipeline.Compression, "run", unreachable)
+    again, _ = family(made, out, (2, 20, 30))
+    assert list(again.proofs) == ["30x"] and "not tried, because 2x" in again.missed["20x"]
 
 
 def test_a_family_replaces_nothing_else(made, tmp_path) -> None:
-    (tmp_path / "all").mkdir()
-    (tmp_path / "all" / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="thesis.tex"):
-        family(made, tmp_path / "all", (2, 4))
+    for place in ("", "4x"):
+        folder = tmp_path / f"all{place}" / place
+        folder.mkdir(parents=True)
+        (folder / "thesis.tex").write_text("years of work")
+        with pytest.raises(InputError, match="thesis.tex"):
+            family(made, tmp_path / f"all{place}", (2, 4))
+    shutil.copytree(made[0] / "model", tmp_path / "models" / "4x")
+    with pytest.raises(InputError, match="is or holds the model"):
+        family((tmp_path / "models" / "4x", *made[1:]), tmp_path / "models", (2, 4))
+    with pytest.raises(InputError, match=r"factors 2, 2.0000001, 4: two .* one folder \(2x, 4x\)"):
+        family(made, tmp_path / "new", (2, 2.0000001, 4))
+
+
+def test_what_a_stopped_process_left_is_no_foreign_file(made, tmp_path) -> None:
+    out = tmp_path / "all"
+    for name in (".4x.work", ".4x.123.tmp", ".4x.previous", "4x-unproved", ".4x-unproved.123.tmp", "1.5x"):
+        (out / name).mkdir(parents=True)
+    assert family(made, out, (2, 4), dry_run=True)[0] is None
+    (out / ".notes.tmp").touch()
+    with pytest.raises(InputError, match="notes"):
+        family(made, out, (2, 4), dry_run=True)
 
 
 def test_several_factors_are_read(command_line) -> None:

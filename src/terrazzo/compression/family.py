@@ -22,9 +22,12 @@ from terrazzo.compression.proof_file import PROOF
 from terrazzo.compression.report import REPORT
 from terrazzo.compression.speed import Bench, Here
 from terrazzo.compression.subject import Subject
+from terrazzo.compression.workplace import refuse_out
 from terrazzo.errors import InputError
 
-_MEMBER = re.compile(r"\.?[0-9.e+]+x(-unproved|\.work)?")
+#: Names of members, and of all that a compression of one leaves beside it.
+_MEMBER = re.compile(r"[0-9.e+]+x")
+_LEFT = re.compile(rf"{_MEMBER.pattern}-unproved|\.{_MEMBER.pattern}(\.work|(-unproved)?\.([0-9]+\.tmp|previous))")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +35,8 @@ class Family:
     """What a family came to.
 
     Args:
-        folder: holds a folder a member, by its speed (`4x`), and a page about all.
-        proofs: of the members that were made; missed: why a goal was not reached, by its name.
+        folder: holds a folder for each member, named by its speed (`4x`), and a page about all.
+        proofs: of the members that are proved; missed: why others were not reached or not proved; both by their names.
     """
 
     folder: Path
@@ -61,29 +64,37 @@ def compress_family(
 ) -> Family | None:
     """Make `out/2x`, `out/4x`, ...: the model at several speeds, rows, times and statistics shared.
 
-    What is finished in `out` is not made again.
+    A member that lies in `out` and was proved for the same goal on the same rows and machine is not made again,
+    whatever effort or texts it was made with.
 
     Args:
-        factors: times as fast as the fastest fp32 runtime; drop, smaller: asked of each; the others as in `compress`.
+        factors: times as fast as the fastest fp32 runtime, in any order; drop, smaller: asked of each; the others as in
+            `compress`.
 
     Returns:
         None for a dry run. What was not reached or not proved is in `missed`; beyond a speed that is out of reach
         nothing faster is tried.
 
     Raises:
-        InputError: as `compress`, or files in `out` that are none of a family's.
+        InputError: as `compress`; factors that six digits do not tell apart; files in `out` that are none of a
+            family's.
         TooNoisy: the machine does too much else for a plan to be made.
     """
     folder, say = Path(out), log or (lambda line: None)
-    goals = {f"{factor:g}x": Goal(faster=factor, drop=drop, smaller=smaller) for factor in sorted(set(factors))}
+    goals = {f"{factor:g}x": Goal(faster=factor, drop=drop, smaller=smaller) for factor in sorted(factors)}
     if not goals:
         raise InputError("a family of no speeds: give some, as 2,4,8")
+    if len(goals) < len(factors):
+        given = ", ".join(map(str, factors))
+        raise InputError(f"factors {given}: two of them would be one folder ({', '.join(goals)}): give each once")
     first = asked_for(
         model, data, next(iter(goals.values())), folder / next(iter(goals)), held_out, on, effort, fields, seed, texts
     )
     _refuse_foreign(folder)
     ground = Ground(first, bench)
     asked = {name: replace(first, goal=goal, out=folder / name) for name, goal in goals.items()}
+    for one in asked.values():
+        refuse_out(one.out, ground.subject.source.folder)
     if dry_run:
         for number, one in enumerate(asked.values()):
             Compression(one, say, ground).run(dry_run=True, briefly=number > 0)
@@ -98,19 +109,20 @@ def _made(asked: Mapping[str, Asked], ground: Ground, log: Log) -> tuple[dict[st
     proofs: dict[str, Proof] = {}
     missed: dict[str, str] = {}
     start: Start | None = None
+    beyond: str | None = None
     for name, one in asked.items():
         kept = _kept(one, ground)
         if kept is not None:
             log(f"kept      {one.out}: made and proved before")
+        elif beyond is not None:
+            missed[name] = f"not tried, because {beyond} is out of reach"
+            continue
         try:
             proofs[name] = kept or _one(one, ground, start, log)
             start = start_of(one.out) or start
         except GoalUnreachable as error:
             log("\n".join(f"          {line}" for line in str(error).splitlines()))
-            beyond = list(asked)[list(asked).index(name) + 1 :]
-            missed |= {name: str(error).splitlines()[0]}
-            missed |= dict.fromkeys(beyond, f"not tried, because {name} is out of reach")
-            break
+            missed[name], beyond = str(error).splitlines()[0], name
         except NotProved as error:
             log(f"          {error}")
             missed[name] = str(error)
@@ -124,10 +136,11 @@ def _one(asked: Asked, ground: Ground, start: Start | None, log: Log) -> Proof:
 
 
 def _kept(asked: Asked, ground: Ground) -> Proof | None:
-    """The proof of a member that was made for the same before."""
-    if not (asked.out / PROOF).is_file():
+    """The proof of a member that was made for the same before; one that cannot be read shows nothing."""
+    try:
+        proof = read_proof(asked.out)
+    except InputError:
         return None
-    proof = read_proof(asked.out)
     same = (proof.goal, proof.on, proof.seed, proof.model_fingerprint, proof.rows, proof.machine) == (
         asked.goal,
         asked.on,
@@ -140,7 +153,10 @@ def _kept(asked: Asked, ground: Ground) -> Proof | None:
 
 
 def members(folder: Path) -> list[Path]:
-    """The members of a family in a folder, the slowest first; none where it is no family."""
+    """The members of a family in a folder, the slowest first; none where it is no family.
+
+    What could not be proved and lies beside a proved member is none.
+    """
     if not folder.is_dir() or (folder / PROOF).is_file():
         return []
     found = [one for one in folder.iterdir() if _MEMBER.fullmatch(one.name) and (one / PROOF).is_file()]
@@ -151,7 +167,7 @@ def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: is a file: name a folder")
     names = {one.name for one in folder.iterdir()} if folder.is_dir() else set()
-    foreign = sorted(name for name in names - {REPORT} if not _MEMBER.fullmatch(name))
+    foreign = sorted(name for name in names - {REPORT} if not (_MEMBER.fullmatch(name) or _LEFT.fullmatch(name)))
     if foreign:
         raise InputError(
             f"--out {folder}: holds files that no family of models has ({', '.join(foreign[:3])}): name a new or empty "

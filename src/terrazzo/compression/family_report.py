@@ -20,7 +20,7 @@ def write_family_report(folder: Path, proofs: Mapping[str, Proof], missed: Mappi
     """Write a page that needs no network.
 
     Args:
-        proofs: of the members; missed: why others are missing or not proved.
+        proofs: of the proved members; missed: why others were not reached or not proved.
     """
     folder.mkdir(parents=True, exist_ok=True)
     style = files("terrazzo.train.report").joinpath("style.css").read_text(encoding="utf-8")
@@ -54,7 +54,9 @@ def _frontier(proofs: Mapping[str, Proof]) -> Html | None:
     return section("Frontier", figure, tag("p", said, class_="aside"))
 
 
-def _members(proofs: Mapping[str, Proof]) -> Html:
+def _members(proofs: Mapping[str, Proof]) -> Html | None:
+    if not proofs:
+        return None
     head = ["member", "× fp32", "× plain PyTorch", "ms", "points lost", "at most (95 %)", "MB", "proved"]
     rows = []
     for name, proof in proofs.items():
@@ -77,4 +79,4 @@ def _members(proofs: Mapping[str, Proof]) -> Html:
 def _missed(missed: Mapping[str, str]) -> Html | None:
     if not missed:
         return None
-    return section("Not reached", table(["speed", "why"], [[name, why] for name, why in missed.items()]))
+    return section("Not reached or not proved", table(["speed", "why"], [[name, why] for name, why in missed.items()]))
