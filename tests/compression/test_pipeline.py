@@ -36,10 +36,11 @@ from terrazzo.runtime.machine import Machine, this_machine
 from terrazzo.runtime.quantise import Unreached
 from terrazzo.tasks.label import LabelTask
 from terrazzo.tasks.labelled import LabelledRows
+from terrazzo.tasks.multi import MultiTask, Problem
 from terrazzo.tasks.span import SpanTask
 from terrazzo.tasks.task import Example, Span
 from terrazzo.tasks.training import TaskWorkload
-from terrazzo.testing import TINY_MODEL, log_metrics
+from terrazzo.testing import TINY_MODEL, log_metrics, tiny_task_folder
 from terrazzo.train import Budget, Init, RunConfig, Sampling, Stage, train
 
 ANIMALS = ("cat", "dog", "bird")
@@ -200,6 +201,24 @@ def test_texts_without_answers_are_answered_by_the_dense_model_and_judge_nothing
     assert without.split.whole_fingerprint != ground.split.whole_fingerprint
     with pytest.raises(InputError, match="rows without answers are of use to label"):
         read_split(SpanTask(), data, held, 5.0, 0, texts=texts)
+    with pytest.raises(InputError, match=r"held.jsonl: all 900 rows stand among"):
+        Ground(dataclasses.replace(asked, texts=str(held)), SimulatedBench)
+
+
+def test_texts_of_another_task_are_refused_before_anything_is_made(tmp_path) -> None:
+    task = MultiTask(problems=tuple(Problem(name=name, classes=("a", "b")) for name in "xy"))
+    model = tiny_task_folder(tmp_path / "model", task)
+
+    def file(name, problem):
+        lines = [{"text": f"{name} {number}", "label": "ab"[number % 2], "problem": problem} for number in range(900)]
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return str(tmp_path / name)
+
+    asked = Asked(model=str(model), data=file("rows.jsonl", "x"), goal=Goal(faster=2, drop=5.0), out=tmp_path / "out")
+    lessons = Ground(dataclasses.replace(asked, texts=file("more.jsonl", "y")), SimulatedBench).subject.lessons
+    assert {row.problem for row in lessons.examples} == {"x", "y"} and len(lessons.examples) == 450 + 900
+    with pytest.raises(InputError, match=r"--texts .*strange.jsonl: 900 of 900 rows .*problem 'z' is not one"):
+        Ground(dataclasses.replace(asked, texts=file("strange.jsonl", "z")), SimulatedBench)
 
 
 def test_questions_about_one_context_stay_together() -> None:
@@ -214,6 +233,15 @@ def test_questions_about_one_context_stay_together() -> None:
         parts = [{row.text for row in part} for part in (split.learn, split.choose, split.proof)]
         assert sum(map(len, parts)) == len(set.union(*parts)) == 200
         assert len(split.choose) + len(split.proof) == (500 if held_out is None else 700)
+
+
+def test_pairs_without_any_class_are_no_questions() -> None:
+    rows = [Example(text="one premise", other=f"hypothesis {number}", target=()) for number in range(800)]
+    task = LabelTask(kind="pair", classes=("a", "b"), several=True)
+    learned = [Example(text=row.text, other=row.other, target=("a",)) for row in rows]
+    split = split_rows(task, learned, rows[:600], 5.0, 0)
+    assert len(split.choose) + len(split.proof) == 600 and len(split.learn) == 200
+    assert not split.beside([dataclasses.replace(row, target=None) for row in rows])
 
 
 def test_rows_of_the_proof_are_seen_by_nothing_else(made) -> None:

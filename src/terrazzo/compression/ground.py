@@ -25,7 +25,7 @@ class Ground:
         bench: makes what times models.
 
     Raises:
-        InputError: a model or rows that cannot be used; too few rows to prove the drop.
+        InputError: a model, rows or texts that cannot be used; too few rows to prove the drop.
     """
 
     def __init__(self, asked: Asked, bench: Callable[[Subject, Here], Bench] = Bench) -> None:
@@ -37,6 +37,8 @@ class Ground:
             task, asked.data, asked.held_out, asked.goal.drop, asked.seed, asked.fields, asked.texts
         )
         self.subject = Subject(source, self.split)
+        if asked.texts is not None:
+            self.subject.refuse_texts(f"--texts {asked.texts}")
         self.bench = bench(self.subject, asked.on)
         self.fingerprint = model_fingerprint(source.folder)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from terrazzo.errors import InputError
 from terrazzo.tasks.evaluate import fingerprint
 from terrazzo.tasks.rows import read_examples
 from terrazzo.tasks.suspicions import text_key
-from terrazzo.tasks.task import BadRow, Example, Span, Task
+from terrazzo.tasks.task import BadRow, Example, Task
 
 #: Rows to choose by, at most, and their share of those held out; rows held out of a file, at most, and their share.
 MOST_CHOOSING, CHOOSING = 1000, 0.25
@@ -56,8 +56,8 @@ class Split:
 
     def beside(self, texts: Sequence[Example]) -> list[Example]:
         """Those of some rows that stand in no part, each once, without their answers."""
-        known = {_seen(row) for part in (self.learn, self.choose, self.proof) for row in part}
-        return [replace(row, target=None) for row in _once(texts) if _seen(row) not in known]
+        known = {text_key(row) for part in (self.learn, self.choose, self.proof) for row in part}
+        return [replace(row, target=None) for row in _once(texts) if text_key(row) not in known]
 
 
 def split_rows(
@@ -84,13 +84,13 @@ def split_rows(
         raise InputError("a drop of 0 points cannot be proved by any number of rows: allow some, e.g. --max-drop 0.5")
     learn = _shuffled(rows, seed)
     if held_out is None:
-        judged, learn = _apart(learn, min(MOST_HELD_OUT, int(HELD_OUT * len(learn))))
+        judged, learn = _apart(task, learn, min(MOST_HELD_OUT, int(HELD_OUT * len(learn))))
     else:
-        judged = _shuffled(held_out, seed)
-        kept = {_seen(row) for row in judged}
-        learn = [row for row in learn if _seen(row) not in kept]
+        judged, seen = _shuffled(held_out, seed), _seen(task)
+        kept = set(map(seen, judged))
+        learn = [row for row in learn if seen(row) not in kept]
     judged = _once(judged)
-    choose, proof = _apart(judged, min(MOST_CHOOSING, max(LEAST_ROWS, int(CHOOSING * len(judged)))))
+    choose, proof = _apart(task, judged, min(MOST_CHOOSING, max(LEAST_ROWS, int(CHOOSING * len(judged)))))
     split = Split(
         learn=learn, choose=choose, proof=proof, same_file=held_out is None, source=source, judging=judging or source
     )
@@ -113,7 +113,8 @@ def read_split(
         texts: rows without answers, or whose answers are not looked at.
 
     Raises:
-        InputError: a file cannot be read, texts for a task that has places in them, or as `split_rows`.
+        InputError: a file cannot be read, texts for a task that has places in them, texts that all stand among the
+            other rows, or as `split_rows`.
     """
     if texts is not None and task.kind not in TEXTS:
         raise InputError(f"--texts {texts}: rows without answers are of use to {', '.join(TEXTS)}, not to {task.kind}")
@@ -122,7 +123,14 @@ def read_split(
     split = split_rows(task, rows, judged, drop, seed, str(data), str(held_out or ""))
     if texts is None:
         return split
-    return replace(split, texts=split.beside(read_examples(texts, task.kind, fields, labelled=False)))
+    given = read_examples(texts, task.kind, fields, labelled=False)
+    more = split.beside(given)
+    if not more:
+        raise InputError(
+            f"--texts {texts}: all {len(given):,} rows stand among those to learn from or to judge by: give others, or "
+            "leave it out"
+        )
+    return replace(split, texts=more)
 
 
 def refuse_unknown(encoded: Sequence[object], source: str) -> None:
@@ -154,19 +162,19 @@ def _once(rows: Sequence[Example]) -> list[Example]:
     return list(first.values())
 
 
-def _apart(rows: Sequence[Example], count: int) -> tuple[list[Example], list[Example]]:
+def _apart(task: Task, rows: Sequence[Example], count: int) -> tuple[list[Example], list[Example]]:
     """The first `count` rows and the others, those whose text is among the first left out; of questions, all about the
     first contexts and the others."""
-    first = _whole(rows, count) if any(map(_asks, rows)) else list(rows[:count])
-    keys = {_seen(row) for row in first}
-    return first, [row for row in rows if _seen(row) not in keys]
+    first, seen = _whole(rows, count) if task.kind == "span" else list(rows[:count]), _seen(task)
+    keys = set(map(seen, first))
+    return first, [row for row in rows if seen(row) not in keys]
 
 
 def _whole(rows: Sequence[Example], count: int) -> list[Example]:
     """All questions about the first contexts, at least `count` of them."""
     by_context: dict[tuple[str, ...], list[Example]] = {}
     for row in rows:
-        by_context.setdefault(_seen(row), []).append(row)
+        by_context.setdefault(_context(row), []).append(row)
     first: list[Example] = []
     for some in by_context.values():
         if len(first) >= count:
@@ -175,20 +183,19 @@ def _whole(rows: Sequence[Example], count: int) -> list[Example]:
     return first
 
 
-def _asks(row: Example) -> bool:
-    """Whether the row is a question whose answers lie in its text."""
-    return isinstance(row.target, tuple) and all(isinstance(one, Span) for one in row.target) and row.other is not None
+def _seen(task: Task) -> Callable[[Example], tuple[str, ...]]:
+    """What a model that learned from a row of the task knows of another with the same."""
+    return _context if task.kind == "span" else text_key
 
 
-def _seen(row: Example) -> tuple[str, ...]:
-    """What a model that learned from a row knows of another with the same."""
-    text, *others = text_key(row)
-    return (text,) if _asks(row) else (text, *others)
+def _context(row: Example) -> tuple[str, ...]:
+    return text_key(row)[:1]
 
 
 def _refuse_few(task: Task, split: Split, drop: float, source: str, judging: str, given: int) -> None:
     if min(len(split.learn), len(split.choose), len(split.proof)) < LEAST_ROWS:
-        apart = "" if split.same_file else f", those of {split.judging} left out"
+        same = "those about the texts" if task.kind == "span" else "those"
+        apart = "" if split.same_file else f", {same} of {split.judging} left out"
         raise InputError(
             f"{source}: {given:,} rows{apart} leave {len(split.learn):,} to learn from; {len(split.choose):,} are "
             f"there to choose by and {len(split.proof):,} to prove by, each with an answer and a text of its own; "

@@ -32,6 +32,8 @@ from terrazzo.tasks.task import Encoded, Example, Result, Task
 SAMPLES = 4000
 #: Tokens of one forward pass of a loss.
 _TOKENS = 4096
+#: Rows without answers that tell whether the others are of the task.
+_LOOKED_AT = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,14 @@ class Subject:
             return None
         assert isinstance(self.task, (LabelTask, MultiTask, RegressionTask))
         return batch.cu_seqlens[:-1] if self.task.pooling == "cls" else batch.cu_seqlens[1:] - 1
+
+    def refuse_texts(self, source: str) -> None:
+        """Refuse rows without answers of which most are none of the task's.
+
+        Raises:
+            InputError: naming `source` and the first of them.
+        """
+        self._encoded(self.split.texts[:_LOOKED_AT], source)
 
     def loss(self, model: TaskModel, rows: int) -> float:
         """The task's mean loss of a model over the last rows to learn from, so that those to choose by stay apart."""
