@@ -466,9 +466,9 @@ def test_the_frontier_holds_what_nothing_beats() -> None:
 def test_the_page_says_why_one_was_chosen() -> None:
     goal, slow, lossy = Goal(faster=4, drop=1.0), offer("int8", 2, 4, 0.1), offer("cut", 5, 5, 2.0)
     trained = offer("trained", 5, 5, 0.3)
-    assert "trained, the last one, which alone reaches" in why_chosen(goal, [slow, lossy, trained])
-    assert "of 2 that reach the goal the surest" in why_chosen(goal, [slow, offer("once", 5, 5, 0.9), trained])
-    assert "at most 0.80" in why_chosen(goal, [slow, offer("once", 5, 5, 0.9), trained])
+    assert "trained, the last one, which alone reaches the goal; at most 0.80" in why_chosen(goal, [lossy, trained])
+    assert "of 2 that reach the goal the likeliest" in why_chosen(goal, [slow, offer("once", 5, 5, 0.9), trained])
+    assert "misses the goal by less than times differ" in why_chosen(goal, [slow, offer("once", 3.9, 5, 0.9)])
 
 
 def test_threads_beyond_the_machine_are_refused(made) -> None:

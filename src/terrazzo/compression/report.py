@@ -35,7 +35,7 @@ def write_report(
         _header(goal, proof, name),
         _frontier(goal, proof, offers, sketches),
         _made(goal, offers, proof),
-        _kept(offers),
+        _kept(offers if proof is None else offers[-1:]),
         _proof(proof),
         machine_of(proof.provenance, proof.rows) if proof is not None else None,
     )
@@ -139,16 +139,19 @@ def _made(goal: Goal, offers: Sequence[Offer], proof: Proof | None) -> Html:
 def why_chosen(goal: Goal, offers: Sequence[Offer]) -> str:
     """Why the last of them is the one that was proved."""
     chosen, rivals = offers[-1], [one for one in offers[:-1] if one.meets(goal)]
+    most = f"at most {chosen.drop_high:.2f} points lost on the rows to choose by"
+    if not chosen.meets(goal):
+        return f"Chosen: {chosen.name}, the last one, whose speed misses the goal by less than times differ; {most}."
     if not rivals:
-        return f"Chosen: {chosen.name}, the last one, which alone reaches the goal on the rows to choose by."
+        return f"Chosen: {chosen.name}, the last one, which alone reaches the goal; {most}."
     return (
-        f"Chosen: {chosen.name}, the last one: of {len(rivals) + 1} that reach the goal the surest, with at most "
-        f"{chosen.drop_high:.2f} points lost on the rows to choose by."
+        f"Chosen: {chosen.name}, the last one: of {len(rivals) + 1} that reach the goal the likeliest to be proved, by "
+        f"speed and by points; {most}."
     )
 
 
 def _kept(offers: Sequence[Offer]) -> Html | None:
-    """Heads and units of every layer that the last cut model keeps."""
+    """Heads and units of every layer that the last cut model keeps, by its name."""
     cut = [one for one in offers if one.sizes]
     if not cut:
         return None
@@ -158,7 +161,7 @@ def _kept(offers: Sequence[Offer]) -> Html | None:
         [str(layer), str(sizes.get(f"heads.{layer}", "all")), str(sizes.get(f"units.{layer}", "all"))]
         for layer in layers
     ]
-    return section("What each layer keeps", table(["layer", "heads", "units"], rows, {0, 1, 2}))
+    return section(f"What each layer keeps: {cut[-1].name}", table(["layer", "heads", "units"], rows, {0, 1, 2}))
 
 
 def _proof(proof: Proof | None) -> Html | None:
