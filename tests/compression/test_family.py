@@ -9,11 +9,15 @@ import pytest
 
 import terrazzo
 from terrazzo.compression import cutting, pipeline
+from terrazzo.compression import proof as proof_room
 from terrazzo.compression.family import compress_family, members
+from terrazzo.compression.goal import Goal
 from terrazzo.compression.offers import GoalUnreachable
 from terrazzo.compression.proof import read_proof, write_proof
+from terrazzo.compression.verified import Verified, differing
 from terrazzo.errors import InputError
 from tests.compression.test_pipeline import SimulatedBench, made, quick
+from tests.compression.test_proof import proof
 
 __all__ = ["made", "quick"]
 
@@ -59,8 +63,8 @@ def test_beyond_a_speed_out_of_reach_nothing_is_tried(made, tmp_path, monkeypatc
     shutil.copytree(out / "2x", out / "2x-unproved")
     assert members(out) == [out / "2x"]
     shutil.copytree(out / "2x", out / "30x")  # as if it had been reached before
-    proof = read_proof(out / "2x")
-    write_proof(out / "30x", dataclasses.replace(proof, goal=dataclasses.replace(proof.goal, faster=30)))
+    slow = read_proof(out / "2x")
+    write_proof(out / "30x", dataclasses.replace(slow, goal=dataclasses.replace(slow.goal, faster=30)))
     (out / "2x" / "proof.json").write_text("{}")  # and as if this one had been damaged
 
     def unreachable(self, dry_run):
@@ -93,6 +97,23 @@ def test_what_a_stopped_process_left_is_no_foreign_file(made, tmp_path) -> None:
     (out / ".notes.tmp").touch()
     with pytest.raises(InputError, match="notes"):
         family(made, out, (2, 4), dry_run=True)
+
+
+def test_every_member_is_proved_again_whatever_another_comes_to(command_line, tmp_path, monkeypatch) -> None:
+    asked = []
+    for faster in (10, 4, 2):
+        write_proof(tmp_path / f"{faster}x", dataclasses.replace(proof(faster=faster), goal=Goal(faster=faster)))
+
+    def measured(folder, **options):
+        asked.append((folder.name, options["here"]))
+        before = read_proof(folder)
+        now = dataclasses.replace(before, speeds=proof(faster=4).speeds)
+        return Verified(before=before, now=now, differing=differing(before, now))
+
+    monkeypatch.setattr(proof_room, "prove", measured)
+    status, _, err = command_line("prove", str(tmp_path), "--here", columns=200)
+    assert asked == [("2x", True), ("4x", True), ("10x", True)] and status == 3
+    assert "2x: measured again, times the fastest fp32 runtime differ" in err and "10x: " in err and " 4x: " not in err
 
 
 def test_several_factors_are_read(command_line) -> None:
