@@ -75,6 +75,21 @@ def test_beyond_a_speed_out_of_reach_nothing_is_tried(made, tmp_path, monkeypatc
     assert list(again.proofs) == ["30x"] and "not tried, because 2x" in again.missed["20x"]
 
 
+def test_a_member_whose_speed_was_withheld_is_not_made_again(made, tmp_path, monkeypatch) -> None:
+    real = pipeline.prove_folder
+
+    def in_noise(folder, subject, bench, *rest):
+        bench.noisy = True
+        return real(folder, subject, bench, *rest)
+
+    monkeypatch.setattr(pipeline, "prove_folder", in_noise)
+    done, _ = family(made, tmp_path / "all", (2,))
+    assert "too noisy" in done.missed["2x"] and not read_proof(tmp_path / "all" / "2x").proved
+    monkeypatch.setattr(pipeline, "prove_folder", None)
+    done, _ = family(made, tmp_path / "all", (2,))
+    assert f"terrazzo prove {tmp_path / 'all' / '2x'}" in done.missed["2x"]
+
+
 def test_a_family_replaces_nothing_else(made, tmp_path) -> None:
     for place in ("", "4x"):
         folder = tmp_path / f"all{place}" / place

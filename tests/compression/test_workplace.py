@@ -8,7 +8,7 @@ import pytest
 
 from terrazzo.compression import workplace
 from terrazzo.compression.timing import Times
-from terrazzo.compression.workplace import Workplace, refuse_out
+from terrazzo.compression.workplace import Workplace, refuse_out, unproved_out
 from terrazzo.errors import InputError
 from terrazzo.tasks.label import LabelTask
 from terrazzo.testing import tiny_task_folder
@@ -48,3 +48,14 @@ def test_work_is_of_one_question_and_one_process(tmp_path, monkeypatch) -> None:
     assert Workplace(tmp_path / "fast", {"rows": "one"}).times() == times
     monkeypatch.setattr(workplace, "versions", lambda packages: {"torch": "another"})
     assert Workplace(tmp_path / "fast", {"rows": "one"}).times() is None
+
+
+def test_a_model_without_its_proof_goes_where_nothing_is_lost(tmp_path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "proof.json").write_text("{}")  # damaged: shows nothing
+    assert unproved_out(out) == out
+    (tmp_path / "out-unproved").mkdir()
+    (tmp_path / "out-unproved" / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="out-unproved would be replaced.*thesis.tex"):
+        refuse_out(tmp_path / "out", tmp_path / "model")

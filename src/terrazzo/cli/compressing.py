@@ -66,7 +66,7 @@ def compress(
         raise InputError("--out: name the folder to make, or ask for a --dry-run")
     factors, under_ms = factors_of(faster), None if under is None else milliseconds(under)
     goal = Goal(faster=factors[0] if factors else None, smaller=smaller, under_ms=under_ms, drop=max_drop)
-    folder, on = out or Path("compressed"), Here(threads=threads, batch=batch, length=length)
+    folder, on = out or Path("a-dry-run-makes-nothing"), Here(threads=threads, batch=batch, length=length)
     common = Common(
         held_out=held_out, texts=texts, on=on, effort=effort, fields=fields_of(fields), seed=seed, dry_run=dry_run
     )

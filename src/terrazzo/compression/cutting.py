@@ -124,15 +124,16 @@ class Cutter:
         raise AssertionError("at least one round")
 
     def aimed(self, shot: Candidate) -> float:
-        """A little below the predicted milliseconds of the one-shot model, whose measured ones were enough."""
-        assert shot.offer.predicted_ms is not None
-        return shot.offer.predicted_ms * _FURTHER
+        """A little below the predicted milliseconds of the one-shot model, whose measured ones were enough; those where
+        nothing was predicted, because the model runs in another precision."""
+        predicted_ms = shot.offer.predicted_ms
+        return (shot.offer.ms if predicted_ms is None else predicted_ms) * _FURTHER
 
     def sketch(self, round_: Round, factor: float, coefficients: Sequence[float]) -> None:
         """One-shot models between the uncut model and the one asked for, by the coefficients of its plan: their drop as
         measured, their speed as predicted."""
         rows, dense, least = self.subject.choose.examples, self.subject.dense_answers, self.first_faster
-        for share in _SKETCHED:
+        for share in _SKETCHED if factor > least else ():
             sizes = round_.sizes_at(self.ms_of(least + share * (factor - least)), coefficients)
             drop = drop_of(self.subject.task, rows, dense, self.subject.answers(rows, round_.cut(sizes)))
             faster = self.faster_of(round_.ms(sizes))

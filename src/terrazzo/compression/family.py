@@ -17,7 +17,7 @@ from terrazzo.compression.goal import Goal
 from terrazzo.compression.ground import Ground, Start, start_of
 from terrazzo.compression.offers import GoalUnreachable
 from terrazzo.compression.pipeline import Compression
-from terrazzo.compression.proof import NotProved, Proof, read_proof
+from terrazzo.compression.proof import NotProved, Proof, read_proof, unproved
 from terrazzo.compression.proof_file import PROOF
 from terrazzo.compression.report import REPORT
 from terrazzo.compression.speed import Bench, Here
@@ -112,6 +112,9 @@ def _made(asked: Mapping[str, Asked], ground: Ground, log: Log) -> tuple[dict[st
     beyond: str | None = None
     for name, one in asked.items():
         kept = _kept(one, ground)
+        if kept is not None and not kept.proved:
+            missed[name] = f"made before, its speed withheld on a noisy machine: terrazzo prove {one.out}"
+            continue
         if kept is not None:
             log(f"kept      {one.out}: made and proved before")
         elif beyond is not None:
@@ -136,7 +139,8 @@ def _one(asked: Asked, ground: Ground, start: Start | None, log: Log) -> Proof:
 
 
 def _kept(asked: Asked, ground: Ground) -> Proof | None:
-    """The proof of a member that was made for the same before; one that cannot be read shows nothing."""
+    """The proof of a member that was made for the same before and holds, or lacks nothing but a quiet machine; one that
+    cannot be read shows nothing."""
     try:
         proof = read_proof(asked.out)
     except InputError:
@@ -149,7 +153,12 @@ def _kept(asked: Asked, ground: Ground) -> Proof | None:
         ground.split.fingerprint,
         ground.bench.machine.key,
     )
-    return proof if same and proof.proved else None
+    return proof if same and (proof.proved or _only_noise(proof)) else None
+
+
+def _only_noise(proof: Proof) -> bool:
+    """Whether all that is missing are speeds."""
+    return proof.speeds is None and not unproved(proof.goal, None, proof.quality, proof.size)
 
 
 def members(folder: Path) -> list[Path]:

@@ -20,6 +20,8 @@ from terrazzo.nn import EncoderConfig
 WHOLE = 8
 #: Shares of all heads and units that they keep, from first to last.
 _LEAST, _MOST = 0.08, 0.8
+#: Factors are no less than this, whatever the noise.
+_LEAST_FACTOR = 0.25
 #: How far a time is off, as a share; how far factors are from 1; what presence costs, as a share of a part's time.
 _NOISE, _FACTORS, _PRESENCE = 0.03, 0.2, 0.1
 
@@ -56,7 +58,7 @@ def fitted(table: LatencyTable, configs: Sequence[EncoderConfig], measured_ms: S
     heads, units, present_ms = np.linalg.lstsq(rows_R3, wanted_R, rcond=None)[0]
     if present_ms < 0:
         present_ms, (heads, units) = 0.0, np.linalg.lstsq(rows_R3[:, :2], wanted_R, rcond=None)[0]
-    factors: dict[Kind, float] = {"heads": float(heads), "units": float(units)}
+    factors: dict[Kind, float] = {"heads": max(_LEAST_FACTOR, float(heads)), "units": max(_LEAST_FACTOR, float(units))}
     curves = tuple(
         replace(curve, ms=(0.0, *(factors[curve.kind] * one + float(present_ms) for one in curve.ms[1:])))
         for curve in table.curves

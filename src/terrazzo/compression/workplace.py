@@ -84,8 +84,17 @@ class Workplace:
 
 def unproved_out(out: Path) -> Path:
     """Where a model without its proof goes: not where a proved one lies."""
-    proved = (out / PROOF).is_file() and read_proof(out).proved
-    return out.with_name(f"{out.name}-unproved") if proved else out
+    try:
+        proved = read_proof(out).proved
+    except InputError:  # none there, or one that shows nothing
+        return out
+    return beside(out) if proved else out
+
+
+def beside(out: Path) -> Path:
+    """Where a model goes that must not replace `out`."""
+    place = out.resolve()
+    return place.with_name(f"{place.name}-unproved")
 
 
 def depends_of(
@@ -120,13 +129,14 @@ def refuse_out(out: Path, model: Path) -> None:
     place, model = out.resolve(), model.resolve()
     if model == place or place in model.parents or model in place.parents:
         raise InputError(f"--out {out}: is or holds the model, or lies in it ({model}): name a folder beside it")
-    if place.exists() and not place.is_dir():
-        raise InputError(f"--out {out}: is a file: name a folder")
-    if place.is_dir() and (foreign := sorted(_names(place) - _known(place))):
-        raise InputError(
-            f"--out {out}: would be replaced as a whole, with files that no compression wrote "
-            f"({', '.join(foreign[:3])}): name a new or empty folder"
-        )
+    for one in (place, beside(place)):
+        if one.exists() and not one.is_dir():
+            raise InputError(f"--out {out}: {one} is a file: name another folder")
+        if one.is_dir() and (foreign := sorted(_names(one) - _known(one))):
+            raise InputError(
+                f"--out {out}: {one} would be replaced as a whole, with files that no compression wrote "
+                f"({', '.join(foreign[:3])}): name a new or empty folder"
+            )
     above = next(folder for folder in place.parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise InputError(f"--out {out}: {above} cannot be written to: name another folder")
