@@ -95,7 +95,7 @@ def squad(root: Path, work: Path) -> tuple[list[Row], Any]:
     found = [_squad_seed(train, judged, work / "squad", seed) for seed in range(SEEDS)]
     rows_ = [
         _squad_row("U9", "F1", [one["f1"] for one in found], len(articles)),
-        _squad_row("U10", "exact match", [one["exact"] for one in found], len(articles)),
+        _squad_row("U10", "exact match", [one["exact_match"] for one in found], len(articles)),
     ]
     return rows_, found
 

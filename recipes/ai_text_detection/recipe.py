@@ -99,13 +99,17 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
 
 
 def _essay_sets(written: Sequence[Document], continued: Sequence[Document], settings: Settings) -> Sets:
-    """Two of the six questions test; the detector's other domain is news by chat models."""
+    """Two of the six questions test, and texts on the other four that were not trained on, as the paper splits; the
+    detector's other domain is news by chat models."""
     questions = sorted({document.prompt for document in written})
     kept = set(questions[: round(len(questions) * settings.held_out)])
     train, test = _sides(written, lambda document: document.prompt in kept, settings)
     elsewhere = [d for d in continued if d.domain == "xsum" and d.generator in (HUMAN, "gpt-3.5-turbo", "gpt-4")]
+    trained = {document.text for document in train}
+    rest = [d for d in written if d.prompt not in kept and d.text not in trained]
     return _with_choice(train) | {
         "in_domain": test,
+        "same_questions": balanced(rest, settings.most_test, 0),
         "length_matched": length_matched(test),
         "cross_domain": balanced(elsewhere, settings.most_test, 0),
     }
