@@ -15,6 +15,7 @@ CPU: tuple[str, ...] = (
     "optimizers",
     "finetuning",
     "minilm",
+    "suites",
     "inference",
     "compression",
     "serving",
