@@ -55,7 +55,7 @@ class Settings:
 
 SETTINGS = {
     "smoke": Settings(tuning=TINY, fisher=ObertConfig(block=16, damp=1e-5), examples=8, seeds=1),
-    "small": Settings(rows=8_000, proof=1_500, tuning={"lr": (2e-4,), "epochs": 1.0}, fisher=ObertConfig(block=24)),
+    "small": Settings(proof=1_500, tuning={"lr": (2e-4,), "epochs": 3.0}, fisher=ObertConfig(block=24)),
 }
 
 
