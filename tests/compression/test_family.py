@@ -38,6 +38,8 @@ def test_each_speed_is_cut_from_the_one_before_and_made_once(made, tmp_path, mon
         real(self, cutter, model, number)
 
     monkeypatch.setattr(cutting.Round, "__init__", noted)
+    monkeypatch.setattr(pipeline.Compression, "_sure", lambda self, offer: False)  # all learn back
+    monkeypatch.setattr(pipeline, "surest", lambda goal, some, *_: some[-1])
     done, _ = family(made, tmp_path / "all", (4, 2))
     assert list(done.proofs) == ["2x", "4x"] and not done.missed
     slow, fast = (terrazzo.load(tmp_path / "all" / name).config for name in done.proofs)
@@ -52,6 +54,19 @@ def test_each_speed_is_cut_from_the_one_before_and_made_once(made, tmp_path, mon
     monkeypatch.setattr(pipeline.Compression, "finish", None)  # nothing is made again
     again, lines = family(made, tmp_path / "all", (2, 4))
     assert again.proofs == done.proofs and sum(line.startswith("kept") for line in lines) == 2
+
+
+def test_what_learned_nothing_back_is_no_start(made, tmp_path, monkeypatch) -> None:
+    started = []
+    real = cutting.Cutter.__init__
+
+    def noted(self, *given):
+        started.append(given[-1])
+        real(self, *given)
+
+    monkeypatch.setattr(cutting.Cutter, "__init__", noted)
+    family(made, tmp_path / "all", (2, 4))  # both surely within the drop as they are cut
+    assert started == [None, None]
 
 
 def test_beyond_a_speed_out_of_reach_nothing_is_tried(made, tmp_path, monkeypatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from terrazzo.checkpoint import atomic_folder
@@ -74,6 +74,7 @@ class Workshop:
         make: Callable[[], TaskModel],
         sizes: Mapping[str, int] | None = None,
         predicted_ms: float | None = None,
+        trained: bool = False,
     ) -> Candidate:
         """The model that `make` gives, on its runtime, with its speed and its drop on the rows to choose by.
 
@@ -92,7 +93,9 @@ class Workshop:
             runtime, precision = self._exported(folder, self.instead, "fp32")
             predicted_ms = None
         named = name.replace(self.precision, precision)
-        offer = self.measured(folder / EXPORTED, named, runtime, precision, sizes or {}, predicted_ms)
+        offer = replace(
+            self.measured(folder / EXPORTED, named, runtime, precision, sizes or {}, predicted_ms), trained=trained
+        )
         write_json_atomic(folder / OFFER, to_dict(offer))
         self.log(f"made      {offer}")
         return Candidate(offer=offer, folder=folder / EXPORTED)

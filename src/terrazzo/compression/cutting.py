@@ -146,7 +146,7 @@ class Cutter:
 
     def _made(self, key: str, how: str, make: partial[TaskModel], round_: Round, sizes: Mapping[str, int]) -> Candidate:
         name = f"ZipLM, {self.shop.precision}, {how}"
-        made = self.shop.candidate(key, name, make, sizes, round_.ms(sizes))
+        made = self.shop.candidate(key, name, make, sizes, round_.ms(sizes), trained=how == "distilled")
         self.offers.append(made.offer)
         return made
 

@@ -62,9 +62,12 @@ class Start:
 
 
 def start_of(folder: Path) -> Start | None:
-    """The compressed model in `folder`, if heads and units were cut from it and its speed is known."""
-    proof = read_proof(folder)
-    if proof.speeds is None or not read_plan(folder / PLAN).sizes:
+    """The compressed model in `folder`, if it learned back after heads and units were cut and its speed is known.
+
+    What was cut and not trained is no start: cut once more it loses more than the dense model cut at once.
+    """
+    proof, plan = read_proof(folder), read_plan(folder / PLAN)
+    if proof.speeds is None or not (plan.sizes and plan.trained):
         return None
     model = load_task_model(folder).model.eval()
     return Start(model=model, faster=proof.speeds.faster, fingerprint=model_fingerprint(folder))

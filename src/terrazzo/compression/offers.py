@@ -24,6 +24,7 @@ class Offer:
             small as fp32.
         metric: on the rows that choices are made by; drop: points below the dense model there, at most `drop_high` by a
             one-sided 95 % interval.
+        trained: whether it learned back after it was cut.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Offer:
     metric: float
     drop: float
     drop_high: float
+    trained: bool = False
 
     def meets(self, goal: Goal, spare: float = 0.0) -> bool:
         """Whether it reaches a goal, up to a share `spare` of the speed."""

@@ -315,6 +315,7 @@ class Compression:
             precision=offer.precision,
             target=self.goal,
             predicted_ms=offer.predicted_ms or offer.ms,
+            trained=offer.trained,
             lengths=self.bench.lengths,
             threads=self.asked.on.threads,
             seed=self.asked.seed,

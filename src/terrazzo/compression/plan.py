@@ -24,6 +24,7 @@ class Plan:
         sizes: structures that each site keeps, by its name (heads.0, units.0), as `stitch` takes them.
         bits: of every matrix that is packed, by its name.
         target: what was asked for.
+        trained: whether the model learned back after it was cut.
         predicted_ms: of a batch of documents of `lengths`, by the latency table of `machine`.
         threads: that the prediction is for.
         seed: of the search that found it.
@@ -35,6 +36,7 @@ class Plan:
     runtime: RuntimeName
     precision: Precision
     target: Goal
+    trained: bool = False
     predicted_ms: float
     lengths: tuple[int, ...]
     threads: int
