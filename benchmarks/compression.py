@@ -266,9 +266,9 @@ def family(root: Path, work: Path) -> dict[str, Any]:
     return found
 
 
-def _family_row(made: Mapping[str, Any], alone: Proof) -> list[Row]:
+def _family_row(made: Mapping[str, Any], alone: Proof | None) -> list[Row]:
     last = made["proofs"].get(f"{FAMILY[-1]:g}x")
-    if last is None:
+    if last is None or alone is None:
         return []
     note = (
         f"at most {last['quality']['drop_most']:.2f} with 95 % confidence; {last['speeds']['faster']:.2f}x as fast; "
@@ -344,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = rows_of(found, records, table)
     if options.family:
         details["family"] = without(family(root, options.work), str(options.work))
-        rows += _family_row(details["family"], found["sst2-12x"])
+        rows += _family_row(details["family"], found.get("sst2-12x"))
     write("compression", rows, details, options.out)
 
 

@@ -30,6 +30,7 @@ from terrazzo.tasks.model import load_task_model
 from terrazzo.tasks.rows import read_examples
 from terrazzo.tasks.seeds import spread_of
 from terrazzo.tasks.suites import SuiteResult, run_suite
+from terrazzo.tasks.suites.result import TaskOutcome
 
 PARTS = ("sts", "blimp", "squad")
 SQUAD = "squad/dev-v1.1-rebuilt.json"
@@ -42,17 +43,11 @@ def sts(root: Path, work: Path) -> tuple[list[Row], Any]:
     """Similarity by cosine, nothing trained."""
     result = run_suite("sts", minilm(), root, work / "sts", threads=1, device="cpu", progress=print)
     rows = [
-        Row(
-            id=f"U{number}",
-            metric=f"all-MiniLM-L6-v2 as it is, {task.title}, Spearman",
-            peer="",
-            floor=None,
-            goal=None,
-            value=100 * task.score,
-            low=None if task.low is None else 100 * task.low,
-            high=None if task.high is None else 100 * task.high,
-            unit="%",
-            note=f"mean-pooled encodings, nothing trained; `terrazzo evaluate --suite sts`; {_counted(task.rows)}",
+        _scored(
+            f"U{number}",
+            f"all-MiniLM-L6-v2 as it is, {task.title}, Spearman",
+            task,
+            "mean-pooled encodings, nothing trained; `terrazzo evaluate --suite sts`",
         )
         for number, task in enumerate(result.tasks, 1)
     ]
@@ -67,19 +62,25 @@ def blimp(root: Path, work: Path, model: Path | None) -> tuple[list[Row], Any]:
         return [Row(id="U8", metric=metric, peer="", floor=None, goal=None, unit="%", status=why)], None
     result = run_suite("blimp", model, root, work / "blimp", threads=1, device="cpu", progress=print)
     (task,) = result.tasks
-    row = Row(
-        id="U8",
+    row = _scored("U8", metric, task, f"chance is 50; {described(model)}; `terrazzo evaluate --suite blimp`")
+    return [row], _recorded(result, described(model))
+
+
+def _scored(id_: str, metric: str, task: TaskOutcome, note: str) -> Row:
+    """A task's score with its interval, in percent."""
+    low, high = (None if end is None else 100 * end for end in (task.low, task.high))
+    return Row(
+        id=id_,
         metric=metric,
         peer="",
         floor=None,
         goal=None,
         value=100 * task.score,
-        low=None if task.low is None else 100 * task.low,
-        high=None if task.high is None else 100 * task.high,
+        low=low,
+        high=high,
         unit="%",
-        note=f"chance is 50; {described(model)}; `terrazzo evaluate --suite blimp`; {_counted(task.rows)}",
+        note=f"{note}; {_counted(task.rows)}",
     )
-    return [row], _recorded(result, described(model))
 
 
 def squad(root: Path, work: Path) -> tuple[list[Row], Any]:

@@ -50,8 +50,8 @@ class Workplace:
         """
         with usable(self.out):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = open(self.root / _LOCK, "a")  # noqa: SIM115
-        with lock:
+            (self.root / _LOCK).touch()
+        with open(self.root / _LOCK, "a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
