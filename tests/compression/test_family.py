@@ -12,8 +12,11 @@ from terrazzo.compression import cutting, pipeline
 from terrazzo.compression import proof as proof_room
 from terrazzo.compression.family import compress_family, members
 from terrazzo.compression.goal import Goal
+from terrazzo.compression.means import Means
 from terrazzo.compression.offers import GoalUnreachable
 from terrazzo.compression.proof import read_proof, write_proof
+from terrazzo.compression.recover import RecoverConfig
+from terrazzo.compression.search import SearchOptions
 from terrazzo.compression.verified import Verified, differing
 from terrazzo.errors import InputError
 from tests.compression.test_pipeline import SimulatedBench, made, quick
@@ -67,6 +70,31 @@ def test_what_learned_nothing_back_is_no_start(made, tmp_path, monkeypatch) -> N
     monkeypatch.setattr(cutting.Cutter, "__init__", noted)
     family(made, tmp_path / "all", (2, 4))  # both surely within the drop as they are cut
     assert started == [None, None]
+
+
+def test_rounds_go_on_from_where_the_slower_one_is(made, tmp_path, monkeypatch) -> None:
+    quick_means = Means(
+        search=SearchOptions(starts=1, failures=1, evaluations=2),
+        loss_rows=50,
+        calibration=64,
+        recover=RecoverConfig(epochs=0.2),
+        between=RecoverConfig(epochs=0.2),
+        gradual=1.3,
+    )
+    planned = []
+    real = cutting.Round.plan
+
+    def noted(self, ms):
+        planned.append((self.cutter.first_faster, ms))
+        return real(self, ms)
+
+    monkeypatch.setitem(pipeline.MEANS, "hours", quick_means)
+    monkeypatch.setattr(pipeline.Compression, "_sure", lambda self, offer: False)
+    monkeypatch.setattr(pipeline, "surest", lambda goal, some, *_: some[-1])
+    monkeypatch.setattr(cutting.Round, "plan", noted)
+    family(made, tmp_path / "all", (2, 4), effort="hours")
+    after = [(faster, ms) for faster, ms in planned if faster > 1.5]
+    assert len(after) > 2 and all(ms < 10 / faster for faster, ms in after)  # the dense model takes 10 ms
 
 
 def test_beyond_a_speed_out_of_reach_nothing_is_tried(made, tmp_path, monkeypatch) -> None:
