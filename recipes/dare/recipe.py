@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class Settings:
     Args:
         proof: rows of each task that judge; chosen_by: rows of dev that choose how to merge.
         p: share that is dropped; more: another, tried with seed 0 alone.
+        largest: shares that are dropped where the largest entries stay, which draws nothing.
         weights, dropped: the grid of sums: factors of each task's changes.
         ties: the scales at which TIES is tried, with equal weights and this `density`.
         solved: how much each task counts in RegMean, whose inputs are of so many rows (`texts`) of each training set.
@@ -41,6 +43,7 @@ class Settings:
     chosen_by: int = 250
     p: float = 0.9
     more: float = 0.99
+    largest: tuple[float, ...] = (0.9, 0.98, 0.99)
     seeds: int = 5
     weights: Mapping[str, tuple[float, ...]] = field(
         default_factory=lambda: {"mrpc": (0.4, 0.6), "stsb": (1.0, 1.2), "clinc150": (0.3, 0.4, 0.5)}
@@ -111,14 +114,19 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
 def _dropped(
     settings: Settings, tuned: Mapping[str, Tuned], base: Base, seed: int, context: Context
 ) -> dict[str, float]:
-    """Points below the fine-tuning, with rescaling and without, each task and their mean."""
-    shares = {"90": (settings.p, True), "90_plain": (settings.p, False)}
+    """Points below the fine-tuning, each task and their mean: rescaled and not, entries chosen in every way."""
+    arms: dict[str, dict[str, Any]] = {
+        "90": {"p": settings.p},
+        "90_plain": {"p": settings.p, "rescale": False},
+        "90_size": {"p": settings.p, "choice": "size"},
+    }
     if seed == 0:
-        shares["99"] = (settings.more, True)
+        arms["99"] = {"p": settings.more}
+        arms |= {f"{p:.0%}_largest".replace("%", ""): {"p": p, "choice": "largest"} for p in settings.largest}
     found: dict[str, float] = {}
-    for arm, (p, rescale) in shares.items():
+    for arm, how in arms.items():
         for name, own in tuned.items():
-            model = Delta.of(base, own.folder, p, seed, rescale=rescale).model(base)
+            model = Delta.of(base, own.folder, seed=seed, **how).model(base)
             found[f"drop_{arm}_{name}"] = own.score - points(model, own.loaded, own.start.rows.proof)
         found[f"drop_{arm}"] = fmean(found[f"drop_{arm}_{name}"] for name in tuned)
     found["rescale_gain"] = found["drop_90_plain"] - found["drop_90"]

@@ -12,12 +12,15 @@ from terrazzo import load
 from terrazzo.checkpoint import save_model
 from terrazzo.compression.delta_files import load_delta, restore, save_delta
 from terrazzo.compression.deltas import (
+    CHOICES,
     Base,
     Delta,
     add,
     changes_of,
     drop_all,
     drop_and_rescale,
+    drop_by_size,
+    keep_largest,
     kept_entries,
     rounded,
 )
@@ -93,11 +96,52 @@ def test_nothing_dropped_is_the_change_and_draws_depend_on_name_seed_and_label()
             drop_all({"w": change}, p, 0)
 
 
+def test_draws_by_size_have_the_change_as_their_mean_and_less_spread_than_even_ones():
+    """2000 draws of 50 entries, 5 of them expected to stay; expected squares: sum of change^2 (1 / q - 1), q found by bisection."""
+    torch.manual_seed(0)
+    change, p, draws = torch.cat([torch.randn(38), torch.tensor([9.0, -7.0]), torch.zeros(10)]), 0.9, 2000
+    own = torch.stack([drop_by_size(change, p, seed) for seed in range(draws)])
+    low, high = 0.0, 1e3
+    for _ in range(100):
+        slope = (low + high) / 2
+        low, high = (slope, high) if float((slope * change.abs()).clamp(max=1).sum()) < 5 else (low, slope)
+    chance = (slope * change.abs()).clamp(max=1)
+    spread = (change.square() * (1 / chance - 1)).nan_to_num().sqrt()
+    assert float(((own.mean(0) - change).abs() - 4.5 * spread / draws**0.5).max()) <= 1e-5
+    assert torch.equal(own[:, 38], torch.full((draws,), 9.0)), "what is surely kept is kept as it is"
+    assert abs(float((own != 0).sum(1).float().mean()) - 5) < 0.2
+    squares = float((own - change).square().sum(1).mean())
+    assert squares == pytest.approx(float(spread.square().sum()), rel=0.1)
+    assert squares < 0.5 * 9 * float(change.square().sum())
+    assert_close(drop_by_size(change, 0.0, 3), change, rtol=1e-6, atol=0)
+    assert not drop_by_size(torch.zeros(3, 2), 0.9, 0).any()
+
+
+def test_the_largest_stay_and_each_row_goes_as_far_as_it_did():
+    change = torch.tensor([[3.0, 1.0, -2.0, 0.1], [0.2, 0.1, 0.1, 0.3], [5.0, 0.0, 0.0, 0.0]])
+    left = keep_largest(change, 2 / 3)
+    assert [row.nonzero().flatten().tolist() for row in left] == [[0, 1, 2], [], [0]]
+    assert_close((left * change).sum(1)[::2], change.square().sum(1)[::2])
+    assert torch.equal(keep_largest(change, 2 / 3, rescale=False)[0], change[0] * (change[0].abs() >= 1))
+    flat = torch.ones(1, 100)
+    assert float(keep_largest(flat, 0.9).max()) == pytest.approx(10), "no factor above DARE's"
+    assert_close(keep_largest(change, 0.0), change)
+    assert not keep_largest(torch.zeros(4), 0.5).any()
+
+
+def test_a_choice_that_is_none_is_refused():
+    with pytest.raises(InputError, match="choice 'larges': did you mean 'largest'"):
+        drop_all({"w": torch.ones(2)}, 0.5, 0, choice="larges")
+    with pytest.raises(InputError, match="made to be rescaled"):
+        drop_all({"w": torch.ones(2)}, 0.5, 0, choice="size", rescale=False)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("values", ["fp16", "fp32"])
 @pytest.mark.parametrize("p", [0.0, 0.9])
-def test_a_file_restores_the_masked_model_to_the_bit(base, tuned, tmp_path, values, p):
+def test_a_file_restores_the_masked_model_to_the_bit(base, tuned, tmp_path, values, p, choice):
     opened = Base.open(base)
-    delta = Delta.of(opened, tuned, p=p, seed=5, values=values)
+    delta = Delta.of(opened, tuned, p=p, seed=5, values=values, choice=choice)
     masked, written = delta.model(opened).state_dict(), save_delta(delta, tmp_path / "x" / "d.safetensors")
     assert written == (tmp_path / "x" / "d.safetensors").stat().st_size
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["d.safetensors"]
@@ -106,6 +150,7 @@ def test_a_file_restores_the_masked_model_to_the_bit(base, tuned, tmp_path, valu
     for name, tensor in back.model.state_dict().items():
         assert tensor.numpy().tobytes() == masked[name].numpy().tobytes(), name
     assert back.max_len == 32 and back.model.task == TASK
+    assert load_delta(tmp_path / "x" / "d.safetensors", opened).choice == choice
     for name, tensor in fine.model.head.state_dict().items():
         assert torch.equal(back.model.head.state_dict()[name], tensor), "no entry of a head is ever dropped"
     if p == 0:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from terrazzo.compression.deltas import Base, Delta, Values, from_half, to_half
+from terrazzo.compression.deltas import Base, Choice, Delta, Values, from_half, to_half
 from terrazzo.config import config, from_dict, to_dict
 from terrazzo.errors import InputError
 from terrazzo.provenance import write_bytes_atomic
@@ -42,6 +42,7 @@ class DeltaHeader:
     seed: int
     values: Values
     shifts: dict[str, int]
+    choice: Choice = "even"
 
 
 def save_delta(delta: Delta, file: str | Path) -> int:
@@ -59,7 +60,7 @@ def save_delta(delta: Delta, file: str | Path) -> int:
         tensors[name + _KEPT] = torch.from_numpy(bits)
         tensors[name + _VALUES] = to_half(values_S, delta.shifts[name]) if delta.values == "fp16" else values_S
     tensors |= {name: tensor.detach().contiguous() for name, tensor in delta.head.items()}
-    names = ("base", "task", "max_len", "p", "seed", "values", "shifts")
+    names = ("base", "task", "max_len", "p", "seed", "values", "shifts", "choice")
     header = json.dumps({name: to_dict(getattr(delta, name)) for name in names}, allow_nan=False)
     write_bytes_atomic(file, save(tensors, {"format": FORMAT, "delta": header}))
     return file.stat().st_size
@@ -95,6 +96,7 @@ def load_delta(file: str | Path, base: Base) -> Delta:
         p=header.p,
         seed=header.seed,
         values=header.values,
+        choice=header.choice,
     )
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from tokenizers import Tokenizer
@@ -17,14 +17,18 @@ from torch import Tensor
 
 from terrazzo.checkpoint import empty_model, load_model, load_tokenizer
 from terrazzo.compression.database import encoder_fingerprint
-from terrazzo.config import to_dict
+from terrazzo.config import nearest, to_dict
 from terrazzo.data.keyed import derive
 from terrazzo.errors import InputError
 from terrazzo.nn import Encoder, EncoderConfig, MaskedLM
+from terrazzo.tasks.adapters.base import largest
 from terrazzo.tasks.model import LoadedTask, TaskModel, load_task_model, model_folder
 from terrazzo.tasks.task import Task
 
 Values = Literal["fp16", "fp32"]
+#: Which entries stay: any, as DARE draws them; the likelier the larger; none but the largest.
+Choice = Literal["even", "size", "largest"]
+CHOICES: tuple[Choice, ...] = get_args(Choice)
 #: Fields of an architecture by which models of one base may differ.
 _FREE_FIELDS = ("dropout", "attention_dropout")
 
@@ -98,20 +102,68 @@ def drop_and_rescale(change: Tensor, kept: Tensor, p: float, rescale: bool = Tru
     return dropped / (1 - p) if rescale else dropped
 
 
+def drop_by_size(change: Tensor, p: float, key: int) -> Tensor:
+    """Entries kept with a probability that grows with their size, 1 - p of them expected, each over its own.
+
+    The expectation is the whole change, as with even probabilities; of all draws with that expectation and that many
+    entries this one is off by the least squares: q_i = min(1, c |change_i|). An entry that is kept without being sure
+    to be is of size 1 / c, whatever it was.
+    """
+    sizes_N = change.abs().flatten().double()
+    wanted = (1 - p) * sizes_N.numel()
+    ordered_N = sizes_N.sort(descending=True).values
+    rest_N = ordered_N.flip(0).cumsum(0).flip(0)  # of this and all smaller ones
+    slope_N = (wanted - torch.arange(len(ordered_N))) / rest_N.clamp(min=torch.finfo(torch.float64).tiny)
+    sure = int((slope_N * ordered_N > 1).sum())  # a prefix: where one entry is sure, so is each larger one
+    chance_N = (sizes_N * slope_N[sure]).clamp(max=1) if sure < len(slope_N) else torch.ones_like(sizes_N)
+    draw = torch.Generator().manual_seed(key % 2**63)
+    kept_N = torch.rand(len(chance_N), generator=draw, dtype=torch.float64) < chance_N
+    scaled_N = change.flatten().double() / chance_N.clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.where(kept_N, scaled_N, 0.0).to(change.dtype).view_as(change)
+
+
+def keep_largest(change: Tensor, p: float, rescale: bool = True) -> Tensor:
+    """The largest entries; what is left of each row multiplied so that it goes as far along the row as all of it did.
+
+    The factor is at most 1 / (1 - p), DARE's own.
+    """
+    kept = change * largest(change.abs(), min(int(p * change.numel()), change.numel() - 1))
+    if not rescale:
+        return kept
+    whole, left = (part.square().sum(-1, keepdim=True) for part in (change, kept))
+    return kept * (whole / left).nan_to_num(posinf=0.0).clamp(max=1 / (1 - p))
+
+
 def drop_all(
-    changes: Mapping[str, Tensor], p: float, seed: int, *, label: str = "", rescale: bool = True
+    changes: Mapping[str, Tensor],
+    p: float,
+    seed: int,
+    *,
+    label: str = "",
+    rescale: bool = True,
+    choice: Choice = "even",
 ) -> dict[str, Tensor]:
-    """`drop_and_rescale` of each tensor, with a key of its own from seed, label and name.
+    """Each tensor without the share `p` of its entries, chosen with a key of its own from seed, label and name.
+
+    Args:
+        choice: "even" is `drop_and_rescale`, "size" is `drop_by_size`, "largest" is `keep_largest`.
 
     Raises:
-        InputError: p is no probability below 1.
+        InputError: p is no probability below 1, an unknown choice, or "size" without rescaling.
     """
     check_probability(p)
-    keys = {name: derive(seed, "dare", label, name) for name in changes}
-    return {
-        name: drop_and_rescale(change, kept_entries(change.shape, p, keys[name]), p, rescale)
-        for name, change in changes.items()
-    }
+    if choice not in CHOICES:
+        raise InputError(f"choice {choice!r}: {nearest(choice, CHOICES)}")
+    if choice == "size" and not rescale:
+        raise InputError('choice "size" is made to be rescaled; take "largest" to keep entries as they are')
+    found = {}
+    for name, change in changes.items():
+        key = derive(seed, "dare", label, name)
+        if choice == "even":
+            found[name] = drop_and_rescale(change, kept_entries(change.shape, p, key), p, rescale)
+        else:
+            found[name] = drop_by_size(change, p, key) if choice == "size" else keep_largest(change, p, rescale)
+    return found
 
 
 def check_probability(p: float) -> None:
@@ -134,7 +186,7 @@ class Delta:
         base: fingerprint of the base.
         changes: of the encoder's tensors that change, dense, with exactly the values that a file holds.
         head: tensors beside the encoder, whole, by their names in the task's model.
-        p: share that was dropped at random.
+        p: share that was dropped; choice: what stayed, see `drop_all`.
         values: precision of a file's values.
         shifts: for each change the power of two that its fp16 values are multiplied by; 0 in fp32.
     """
@@ -148,6 +200,7 @@ class Delta:
     p: float
     seed: int
     values: Values
+    choice: Choice = "even"
 
     @classmethod
     def of(
@@ -158,14 +211,15 @@ class Delta:
         seed: int = 0,
         values: Values = "fp16",
         rescale: bool = True,
+        choice: Choice = "even",
     ) -> Delta:
         """The difference of a task folder to its base, dropped, rescaled and rounded to what a file holds.
 
         Raises:
-            InputError: a folder of another base, or a p that is no probability below 1.
+            InputError: a folder of another base, or as `drop_all`.
         """
         loaded = base.open_task(path)
-        dropped = drop_all(changes_of(loaded.model, base), p, seed, rescale=rescale)
+        dropped = drop_all(changes_of(loaded.model, base), p, seed, rescale=rescale, choice=choice)
         changed = {name: change for name, change in dropped.items() if change.any()}
         shifts = {name: _shift(change) if values == "fp16" else 0 for name, change in changed.items()}
         return cls(
@@ -178,6 +232,7 @@ class Delta:
             p=p,
             seed=seed,
             values=values,
+            choice=choice,
         )
 
     def model(self, base: Base) -> TaskModel:
