@@ -97,7 +97,7 @@ def test_nothing_dropped_is_the_change_and_draws_depend_on_name_seed_and_label()
 
 
 def test_draws_by_size_have_the_change_as_their_mean_and_less_spread_than_even_ones():
-    """2000 draws of 50 entries, 5 of them expected to stay; expected squares: sum of change^2 (1 / q - 1), q found by bisection."""
+    """2000 draws of 50 entries of which 5 stay on average; squares expected: the sum of change^2 (1 / q - 1)."""
     torch.manual_seed(0)
     change, p, draws = torch.cat([torch.randn(38), torch.tensor([9.0, -7.0]), torch.zeros(10)]), 0.9, 2000
     own = torch.stack([drop_by_size(change, p, seed) for seed in range(draws)])

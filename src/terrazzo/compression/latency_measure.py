@@ -1,8 +1,9 @@
-"""Latency tables, measured once on a machine and remembered there, and compared with encoders as a whole.
+"""Latency tables, whose parts are measured once on a machine and remembered, and compared with encoders as a whole.
 
 Attention with n heads is timed in encoders of few layers beside an MLP of half its width, an MLP with w inner units
-beside half of the heads; what layers of nothing still cost (embeddings, norms, a head) is timed once at full depth. The
-parts are then fitted to some whole encoders, timed in the same rounds.
+beside half of the heads; what layers of nothing still cost (embeddings, norms, a head) is timed at full depth. These
+parts are fitted to some whole encoders, which are timed whenever a table is opened: from one hour to the next a large
+encoder and a small one do not get slower by the same share.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from terrazzo.runtime.choice import PACKAGES, memory_file
 from terrazzo.runtime.machine import Machine, this_machine
 from terrazzo.runtime.memory import Memory
 
-_MEMORY = Memory(kind=LatencyTable, name="tables", format="terrazzo-latency-2", measured="latencies")
+_MEMORY = Memory(kind=LatencyTable, name="tables", format="terrazzo-latency-3", measured="latencies")
 #: Sizes that are timed, as shares of all heads or units; the sizes between them are interpolated.
 SHARES: dict[Kind, tuple[float, ...]] = {
     "heads": (0, 1 / 12, 1 / 4, 1 / 2, 3 / 4, 1),
@@ -43,6 +44,7 @@ SHARES: dict[Kind, tuple[float, ...]] = {
 _DEPTH = 2
 #: Tokens that these encoders know: the table is part of what all have in common.
 _VOCABULARY = 128
+_REMAINDER = "the remainder"
 #: Runs a batch on a runtime, down to what is timed.
 Forward = Callable[[Runtime, Packed], object]
 #: Of each kind of site, the sizes that are timed, ascending.
@@ -61,7 +63,8 @@ def latency_table(
     opener: Opener | None = None,
     clock: Clock | None = None,
 ) -> LatencyTable:
-    """The latency table of a shape: measured once on a machine, then remembered.
+    """The latency table of a shape: its parts measured once on a machine, then remembered, and fitted to whole encoders
+    that are timed now.
 
     Args:
         sizes: that are timed beside nothing and all; None takes `SHARES`.
@@ -76,45 +79,30 @@ def latency_table(
     machine, memory = machine or this_machine(), memory or memory_file().with_name("latency.json")
     shape, timed = shape_of(shape), _sizes(shape_of(shape), sizes)
     key = _key(machine, shape, conditions, timed)
-    known = _MEMORY.read(memory).get(key)
-    if known is not None:
-        return known
     opener, clock = opener or opener_of(conditions, machine), clock or clock_of(conditions)
-    table = measure(shape, conditions, timed, forward, timing or Timing(), opener, clock, machine)
-    _MEMORY.add(memory, key, table)
-    return table
-
-
-def measure(
-    shape: EncoderConfig,
-    conditions: Conditions,
-    sizes: Sizes,
-    forward: Forward | None,
-    timing: Timing,
-    opener: Opener,
-    clock: Clock,
-    machine: Machine,
-) -> LatencyTable:
-    """A latency table from times that are taken now; see `latency_table`."""
-    groups = _groups(shape, conditions.selects)
+    known = _MEMORY.read(memory).get(key)
+    groups = _groups(shape, conditions.selects) if known is None else []
     whole = {f"whole encoder {number}": config for number, config in enumerate([shape, *whole_encoders(shape)])}
-    full = {"the remainder": _filled(shape, shape.depth), **whole}
+    full = {_REMAINDER: _filled(shape, shape.depth), **whole}
     calls = {name: _call(opener, config, conditions, forward) for name, config in full.items()}
     for group in groups:
-        for name, probe in group.probes(shape, sizes).items():
+        for name, probe in group.probes(shape, timed).items():
             calls[name] = _call(opener, probe, conditions, forward if group.last else None)
     with with_threads(conditions.threads):
-        times = time_calls(calls, clock, timing)
-    table = LatencyTable(
-        shape=shape,
-        conditions=conditions,
-        remainder_ms=times.ms["the remainder"],
-        curves=tuple(curve for group in groups for curve in group.curves(shape, sizes, times.ms)),
-        spread=times.spread,
-        machine=machine.key,
-        packages=versions(PACKAGES),
-    )
-    return fitted(table, list(whole.values()), [times.ms[name] for name in whole])
+        times = time_calls(calls, clock, timing or Timing())
+    if known is None:
+        known = LatencyTable(
+            shape=shape,
+            conditions=conditions,
+            remainder_ms=times.ms[_REMAINDER],
+            curves=tuple(curve for group in groups for curve in group.curves(shape, timed, times.ms)),
+            spread=times.spread,
+            machine=machine.key,
+            packages=versions(PACKAGES),
+        )
+        _MEMORY.add(memory, key, known)
+    parts = replace(known, remainder_ms=times.ms[_REMAINDER], spread=max(known.spread, times.spread))
+    return fitted(parts, list(whole.values()), [times.ms[name] for name in whole])
 
 
 @dataclass(frozen=True, kw_only=True)
