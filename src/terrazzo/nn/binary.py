@@ -22,18 +22,18 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, real: Tensor, binary: Tensor) -> Tensor:
-        ctx.save_for_backward(real.abs() < 1)
+        ctx.save_for_backward(real)
         return binary
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (inside,) = ctx.saved_tensors
-        return grad * inside, None
+        (real,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(grad, real, -1, 1), None
 
 
 def signs(x: Tensor) -> Tensor:
     """+1 from 0 up, -1 below, in the type of `x`, without a gradient."""
-    return (x.detach() >= 0).to(x.dtype) * 2 - 1
+    return torch.where(x.detach() >= 0, 1.0, -1.0).to(x.dtype)
 
 
 def binary_activation(x: Tensor) -> Tensor:
@@ -54,7 +54,8 @@ def binary_weight(weight_OI: Tensor) -> Tensor:
     """
     centred_OI = weight_OI - weight_OI.mean(1, keepdim=True)
     scale_O1 = weight_OI.detach().abs().mean(1, keepdim=True)
-    binary: Tensor = _StraightThrough.apply(centred_OI, scale_O1 * signs(centred_OI))
+    binary_OI = torch.where(centred_OI.detach() >= 0, scale_O1, -scale_O1)
+    binary: Tensor = _StraightThrough.apply(centred_OI, binary_OI)
     return binary
 
 
