@@ -14,6 +14,7 @@ from terrazzo.compression.family import compress_family, members
 from terrazzo.compression.goal import Goal
 from terrazzo.compression.means import Means
 from terrazzo.compression.offers import GoalUnreachable
+from terrazzo.compression.plan import read_plan
 from terrazzo.compression.proof import read_proof, write_proof
 from terrazzo.compression.recover import RecoverConfig
 from terrazzo.compression.search import SearchOptions
@@ -57,6 +58,8 @@ def test_each_speed_is_cut_from_the_one_before_and_made_once(made, tmp_path, mon
     monkeypatch.setattr(pipeline.Compression, "finish", None)  # nothing is made again
     again, lines = family(made, tmp_path / "all", (2, 4))
     assert again.proofs == done.proofs and sum(line.startswith("kept") for line in lines) == 2
+    family(made, tmp_path / "all", (4,))
+    assert "2x/report.html" in (tmp_path / "all" / "report.html").read_text(), "the page has what was made before"
 
 
 def test_what_learned_nothing_back_is_no_start(made, tmp_path, monkeypatch) -> None:
@@ -95,6 +98,8 @@ def test_rounds_go_on_from_where_the_slower_one_is(made, tmp_path, monkeypatch) 
     family(made, tmp_path / "all", (2, 4), effort="hours")
     after = [(faster, ms) for faster, ms in planned if faster > 1.5]
     assert len(after) > 2 and all(ms < 10 / faster for faster, ms in after)  # the dense model takes 10 ms
+    plan = read_plan(tmp_path / "all" / "4x" / "plan.json")
+    assert (plan.effort, plan.texts, plan.trained) == ("hours", 0, True)
 
 
 def test_beyond_a_speed_out_of_reach_nothing_is_tried(made, tmp_path, monkeypatch) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from terrazzo.compression.goal import Goal
+from terrazzo.compression.goal import Effort, Goal
 from terrazzo.compression.offers import Offer
 from terrazzo.compression.proof_file import Proof
-from terrazzo.compression.recover import EFFORTS, Effort
+from terrazzo.compression.recover import EFFORTS
 from terrazzo.compression.report import REPORT
 from terrazzo.compression.speed import Here
 from terrazzo.config import nearest

@@ -100,7 +100,7 @@ def compress_family(
             Compression(one, say, ground).run(dry_run=True, briefly=number > 0)
         return None
     proofs, missed = _made(asked, ground, say)
-    page = write_family_report(folder, proofs, missed)
+    page = write_family_report(folder, _with_others(folder, proofs, first, ground), missed)
     say(f"report    {page}")
     return Family(folder=folder, proofs=proofs, missed=missed)
 
@@ -141,19 +141,39 @@ def _one(asked: Asked, ground: Ground, start: Start | None, log: Log) -> Proof:
 def _kept(asked: Asked, ground: Ground) -> Proof | None:
     """The proof of a member that was made for the same before and holds, or lacks nothing but a quiet machine; one that
     cannot be read shows nothing."""
+    proof = _readable(asked.out)
+    same = proof is not None and proof.goal == asked.goal and _comparable(proof, asked, ground)
+    return proof if proof is not None and same and (proof.proved or _only_noise(proof)) else None
+
+
+def _readable(folder: Path) -> Proof | None:
     try:
-        proof = read_proof(asked.out)
+        return read_proof(folder)
     except InputError:
         return None
-    same = (proof.goal, proof.on, proof.seed, proof.model_fingerprint, proof.rows, proof.machine) == (
-        asked.goal,
+
+
+def _comparable(proof: Proof, asked: Asked, ground: Ground) -> bool:
+    """Whether a proof is of the same model on the same rows and machine."""
+    return (proof.on, proof.seed, proof.model_fingerprint, proof.rows, proof.machine) == (
         asked.on,
         asked.seed,
         ground.fingerprint,
         ground.split.fingerprint,
         ground.bench.machine.key,
     )
-    return proof if same and (proof.proved or _only_noise(proof)) else None
+
+
+def _with_others(folder: Path, proofs: Mapping[str, Proof], asked: Asked, ground: Ground) -> dict[str, Proof]:
+    """The members that a call made and the proved ones of earlier calls that compare with them, the slowest first."""
+    found = dict(proofs)
+    for one in folder.iterdir():
+        proof = _readable(one) if _MEMBER.fullmatch(one.name) else None
+        if proof is None or not proof.proved or proof.goal.drop != asked.goal.drop:
+            continue
+        if _comparable(proof, asked, ground):
+            found.setdefault(one.name, proof)
+    return dict(sorted(found.items(), key=lambda item: item[1].goal.faster or 0.0))
 
 
 def _only_noise(proof: Proof) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from terrazzo.config import config
 from terrazzo.errors import InputError
 
+#: How long is searched and trained.
+Effort = Literal["minutes", "hours"]
 #: One-sided 95 % quantile of the normal distribution.
 _Z = 1.645
 

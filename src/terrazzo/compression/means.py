@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from terrazzo.compression.recover import EFFORTS, Effort, RecoverConfig
+from terrazzo.compression.goal import Effort
+from terrazzo.compression.recover import EFFORTS, RecoverConfig
 from terrazzo.compression.search import SearchOptions
 from terrazzo.config import config
 

@@ -316,6 +316,8 @@ class Compression:
             target=self.goal,
             predicted_ms=offer.predicted_ms or offer.ms,
             trained=offer.trained,
+            effort=self.asked.effort,
+            texts=len(self.split.texts),
             lengths=self.bench.lengths,
             threads=self.asked.on.threads,
             seed=self.asked.seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from pathlib import Path
 
-from terrazzo.compression.goal import Goal
+from terrazzo.compression.goal import Effort, Goal
 from terrazzo.compression.sites import Site
 from terrazzo.config import config, from_dict, read_file, to_dict
 from terrazzo.errors import InputError
@@ -24,7 +24,8 @@ class Plan:
         sizes: structures that each site keeps, by its name (heads.0, units.0), as `stitch` takes them.
         bits: of every matrix that is packed, by its name.
         target: what was asked for.
-        trained: whether the model learned back after it was cut.
+        trained: whether the model learned back after it was cut; effort: it was made with; texts: rows without answers
+            that it had to learn by.
         predicted_ms: of a batch of documents of `lengths`, by the latency table of `machine`.
         threads: that the prediction is for.
         seed: of the search that found it.
@@ -37,6 +38,8 @@ class Plan:
     precision: Precision
     target: Goal
     trained: bool = False
+    effort: Effort = "minutes"
+    texts: int = 0
     predicted_ms: float
     lengths: tuple[int, ...]
     threads: int

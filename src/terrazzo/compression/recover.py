@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from terrazzo.compression.distill import DistillConfig
 from terrazzo.compression.distill_workload import DistillWorkload
+from terrazzo.compression.goal import Effort
 from terrazzo.compression.quantise import BitPlan
 from terrazzo.compression.quantise.training import RoundedWorkload
 from terrazzo.compression.subject import Subject
@@ -25,7 +25,6 @@ from terrazzo.train.workload import Workload
 
 #: Bytes of what the teacher said that are kept at most.
 _MOST_REMEMBERED = 4 * 2**30
-Effort = Literal["minutes", "hours"]
 
 
 @config

@@ -73,6 +73,7 @@ class Bench:
         if on.length is not None:
             refuse_length(subject, on.length)
         self.documents = timed_documents(subject.choose.flat, on)
+        self._tables: dict[tuple[RuntimeName, Precision], LatencyTable] = {}
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -96,15 +97,21 @@ class Bench:
         )
 
     def table(self, runtime: RuntimeName, precision: Precision) -> LatencyTable:
-        """The latency table of the dense shape; measured once on a machine.
+        """The latency table of the dense shape, the same for as long as the bench is.
 
         Raises:
             TooNoisy: times measured twice differ too much.
         """
-        forward = answer(self.subject.model) if self.subject.pooled else None
-        shape = self.subject.encoder.config
-        conditions = self.conditions(runtime, precision)
-        return latency_table(shape, conditions, forward=forward, timing=self.timing, machine=self.machine)
+        if (runtime, precision) not in self._tables:
+            forward = answer(self.subject.model) if self.subject.pooled else None
+            self._tables[runtime, precision] = latency_table(
+                self.subject.encoder.config,
+                self.conditions(runtime, precision),
+                forward=forward,
+                timing=self.timing,
+                machine=self.machine,
+            )
+        return self._tables[runtime, precision]
 
     def open(self, encoder: Encoder, runtime: RuntimeName) -> Runtime:
         """An encoder in fp32 on a runtime, with one stream on the threads of `on`."""
