@@ -39,6 +39,7 @@ class Settings:
         at_once: sparsity of the pruning without training.
         schedule: of the gradual one; tuning: of the training around it.
         examples: whose gradients a Fisher matrix is made of.
+        remembered: bytes that the teacher's answers may take between epochs.
     """
 
     task: str = "sst2"
@@ -50,12 +51,18 @@ class Settings:
     fisher: ObertConfig = ObertConfig()
     examples: int = 256
     distill: DistillConfig = DistillConfig(labels=0.0, outputs=1.0, temperature=2.0)
+    remembered: int = 0
     seeds: int = 3
 
 
 SETTINGS = {
     "smoke": Settings(tuning=TINY, fisher=ObertConfig(block=16, damp=1e-5), examples=8, seeds=1),
-    "small": Settings(proof=1_500, tuning={"lr": (2e-4,), "epochs": 3.0}, fisher=ObertConfig(block=24)),
+    "small": Settings(
+        tuning={"lr": (2e-4,), "epochs": 4.0},
+        fisher=ObertConfig(block=24),
+        distill=DistillConfig(labels=0.0, outputs=1.0, hidden=1.0, temperature=2.0),
+        remembered=4 * 2**30,
+    ),
 }
 
 
@@ -113,7 +120,9 @@ def _gradual(
     for arm, pruner in pruners.items():
         options = start.options(context.work / f"obert-{arm}-{seed}", seed=seed, **settings.tuning)
         inner = workload(dense, rows, start.rows.dev, dense.model, options.batch_size)
-        distilled = DistillWorkload(inner=inner, teacher=dense.model, options=settings.distill)
+        distilled = DistillWorkload(
+            inner=inner, teacher=dense.model, options=settings.distill, remembered=settings.remembered
+        )
         folder = trained(options, PruningWorkload(distilled, settings.schedule, pruner()), len(rows), context.log)
         found[f"gradual_{arm}"] = folder_points(folder, start.rows.proof)
     left = sparsity(zeros_of(load_task_model(folder).model.encoder))
