@@ -137,7 +137,10 @@ def read_recipe(folder: Path) -> Recipe:
 
 
 def verdict(claim: Claim, result: Mapping[str, Any] | None) -> Verdict:
-    """Hold `claim` against the mean of the metrics of its tier's `result`, over the seeds that have all it needs."""
+    """Hold `claim` against the mean of the metrics of its tier's `result`, over the seeds that have all it needs.
+
+    Where single seeds do not meet what their mean meets, `why` counts those that do.
+    """
     if result is None:
         return Verdict(status="not run", why=claim.needs or f"no {claim.tier} results yet")
     needed = {claim.metric, *_names(claim.condition), *_names(claim.direction or claim.condition)}
@@ -151,8 +154,11 @@ def verdict(claim: Claim, result: Mapping[str, Any] | None) -> Verdict:
         return Verdict(status="does not hold", why=f"{', '.join(broken)} not finite", seeds=len(per_seed))
     mean = {name: fmean(metrics[name] for metrics in per_seed) for name in needed}
     values = [metrics[claim.metric] for metrics in per_seed]
+    status, condition = _status(claim, mean)
+    agree = sum(holds(condition, metrics) for metrics in per_seed) if condition else len(per_seed)
+    why = f"on average, in {agree} of {len(per_seed)} seeds" if agree < len(per_seed) else ""
     return Verdict(
-        status=_status(claim, mean), value=mean[claim.metric], low=min(values), high=max(values), seeds=len(values)
+        status=status, why=why, value=mean[claim.metric], low=min(values), high=max(values), seeds=len(values)
     )
 
 
@@ -167,10 +173,13 @@ def holds(condition: str, metrics: Mapping[str, float]) -> bool:
     return _OPERATORS[match["op"]](metrics[match["left"]], right)
 
 
-def _status(claim: Claim, mean: Mapping[str, float]) -> Status:
+def _status(claim: Claim, mean: Mapping[str, float]) -> tuple[Status, str | None]:
+    """The status and the condition that was met."""
     if holds(claim.condition, mean):
-        return "holds"
-    return "holds in direction" if claim.direction and holds(claim.direction, mean) else "does not hold"
+        return "holds", claim.condition
+    if claim.direction and holds(claim.direction, mean):
+        return "holds in direction", claim.direction
+    return "does not hold", None
 
 
 def _names(condition: str) -> list[str]:

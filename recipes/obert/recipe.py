@@ -79,7 +79,7 @@ def run(tier: Tier, context: Context) -> dict[int, dict[str, float]]:
         rows = drawn(start.rows.train, settings.rows, seed)
         metrics[seed] = {
             "dense": whole,
-            **_at_once(settings, start, rows[: settings.examples]),
+            **_at_once(settings, start, drawn(rows, settings.examples, seed)),
             **_gradual(settings, start, dense, whole, rows, seed, context),
         }
         context.log(f"seed {seed}: {metrics[seed]}")

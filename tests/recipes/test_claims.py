@@ -77,6 +77,13 @@ def test_verdict_of_the_mean_over_seeds(per_seed, status):
     assert verdict(claim(direction="a > 1"), result(*per_seed)).status == status
 
 
+def test_a_mean_that_not_every_seed_bears_out_says_so():
+    against = claim(condition="a > b", metric="a")
+    assert str(verdict(against, result({"a": 2, "b": 1}, {"a": 3, "b": 1}))) == "holds"
+    assert str(verdict(against, result({"a": 5, "b": 1}, {"a": 1, "b": 2}))) == "holds (on average, in 1 of 2 seeds)"
+    assert str(verdict(against, result({"a": 1, "b": 2}, {"a": 1, "b": 2}))) == "does not hold"
+
+
 def test_verdict_shows_the_spread_and_says_why_it_was_not_run():
     shown = verdict(claim(), result({"a": 1.0}, {"a": 3.0}))
     assert (shown.value, shown.low, shown.high, shown.figure) == (2.0, 1.0, 3.0, "2 (1 to 3, 2 seeds)")
