@@ -18,6 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from terrazzo.compression import collect, output_projections, stitch
+from terrazzo.compression.sites import sites
+from terrazzo.compression.ziplm import database
 from terrazzo.nn import Encoder, EncoderConfig
 from terrazzo.nn.flops import forward_flops
 from terrazzo.packed import Packed
@@ -40,8 +43,7 @@ Family = Literal[
 ]
 #: Families without an entry, and why; one that gets an entry leaves this table.
 MISSING: dict[Family, str] = {
-    "knowledge distillation": "not in terrazzo yet",
-    "pruning": "not in terrazzo yet: neither weights, nor heads, layers or tokens",
+    "knowledge distillation": "makes nothing cheaper by itself: a cut model learns back by it in `terrazzo compress`",
     "neural architecture search": "not in terrazzo",
     "lightweight network design": "not for a trained model; a new one takes gated MLPs, ALiBi, rotary positions and "
     "local attention as fields of its config",
@@ -134,9 +136,12 @@ def padded_macs(config: EncoderConfig, lengths: np.ndarray) -> float:
 
 def graph_macs(config: EncoderConfig, lengths: np.ndarray) -> float:
     """Products with weights on the real tokens, attention padded to the longest, as exported graphs run it."""
-    mlp = (3 if config.gated else 2) * config.width * config.mlp_width
-    products = int(lengths.sum()) * (4 * config.width**2 + mlp)
-    return float(config.depth * (products + 2 * config.width * len(lengths) * int(lengths.max()) ** 2))
+    total = 0
+    for layer in range(config.depth):
+        heads = len(config.layer_heads(layer)) * config.head_width
+        weights = config.width * (4 * heads + (3 if config.gated else 2) * config.layer_mlp_width(layer))
+        total += int(lengths.sum()) * weights + 2 * heads * len(lengths) * int(lengths.max()) ** 2
+    return float(total)
 
 
 def baseline(place: Workplace) -> Made:
@@ -177,6 +182,21 @@ def onnx_int8(place: Workplace) -> Made:
     quantise_onnx(file, file, reduce_range=not machine.has_int8)
     runtime = OnnxRuntime.open(file, config, "int8", streams=1, threads=1)
     return Made(runtime=runtime, files=(file,), macs=partial(graph_macs, config))
+
+
+def halved(place: Workplace, precision: Precision) -> Made:
+    """Half of the heads and inner units of every layer, cut at once by ZipLM on the texts that set int8's ranges.
+
+    Nothing is trained; `terrazzo compress` chooses sizes by what they cost in answers and lets a model learn back.
+    """
+    config = place.encoder.config
+    half = {"heads": max(1, config.num_heads // 2), "units": config.mlp_width // 2}
+    plan = {site.name: half[site.kind] for site in sites(config)}
+    grams = collect(place.encoder, place.setting, output_projections(config)).grams
+    levels = database(place.encoder, grams, {name: (size,) for name, size in plan.items()})
+    folder = place.folder / "halved"
+    folder.mkdir(exist_ok=True)
+    return graph(replace(place, encoder=stitch(place.encoder, levels, plan), folder=folder), "openvino", precision)
 
 
 def families(techniques: Iterable[Technique]) -> list[Family]:
@@ -236,5 +256,17 @@ TECHNIQUES = (
         what="after training, weights and activations, dynamic: ONNX Runtime int8",
         family="quantization",
         make=onnx_int8,
+    ),
+    Technique(
+        name="halved",
+        what="structured, half of the heads and units at once by ZipLM, not trained: OpenVINO fp32",
+        family="pruning",
+        make=partial(halved, precision="fp32"),
+    ),
+    Technique(
+        name="halved_int8",
+        what="the same, then int8: OpenVINO int8",
+        family="pruning",
+        make=partial(halved, precision="int8"),
     ),
 )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 from recipes.claims import Recipe, Status
 from scripts.docs.benchmarks import origin
@@ -26,8 +26,14 @@ def papers_page(recipes: Sequence[Recipe]) -> str:
     for recipe in recipes:
         folder = recipe.folder.name
         parts += [f"## {recipe.paper.slug}", f"[How it was run](../recipes/{folder}/README.md)", claims_table(recipe)]
-        parts += [f"{tier}: {origin(result['provenance'])}" for tier, result in recipe.results.items()]
+        parts += [f"{tier}: {origin(result['provenance'])} {_taken(result)}" for tier, result in recipe.results.items()]
     return "\n\n".join(parts) + "\n"
+
+
+def _taken(result: Mapping[str, Any]) -> str:
+    """How long the call ran that wrote a result; what an earlier one had trained, it found."""
+    seconds = result["seconds"]
+    return f"Its last call took {seconds:.0f} s." if seconds < 100 else f"Its last call took {seconds / 60:.0f} min."
 
 
 def claims_table(recipe: Recipe) -> str:
