@@ -217,6 +217,10 @@ def test_a_student_says_what_its_teacher_says_not_what_the_rows_say(corpus, tmp_
     loaded = trained(tmp_path / "student", student)
     said = [result.label for result in Predictor(loaded.model, loaded.tokenizer, 32).predict(right)]
     assert said == [row.target for row in right]
+    head = copy.deepcopy(teacher)
+    next(head.head.parameters()).data += 1
+    other = DistillWorkload(inner=student.inner, teacher=head, options=student.options)
+    assert other.fingerprint != student.fingerprint, "a teacher is its head, too"
     plain = student.inner.fingerprint
     assert (
         len(

@@ -102,3 +102,12 @@ def test_every_matrix_of_an_encoder_gets_its_own_share(method):
     assert_close(pruned.cost, sum(errors))
     with pytest.raises(InputError, match="no statistics"):
         prune_layerwise(encoder, {}, 0.5, method)
+
+
+@pytest.mark.parametrize("target", [0.25, NM(6, 8)])
+def test_what_an_earlier_pruning_removed_does_not_come_back(target):
+    weight_OI, gram_II = case(8, 16)
+    keep_OI = torch.arange(16).expand(8, 16) < 8
+    after, kept = sparsegpt(weight_OI, gram_II, target, step=8, keep_OI=keep_OI)
+    assert not kept[:, 8:].any() and not after[:, 8:].any()
+    assert 0 < kept[:, :8].sum() < 64

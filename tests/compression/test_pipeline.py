@@ -20,12 +20,14 @@ from terrazzo.compression.latency import Curve, LatencyTable
 from terrazzo.compression.means import Means
 from terrazzo.compression.offers import GoalUnreachable, Offer, frontier, nearest
 from terrazzo.compression.pipeline import Compression
+from terrazzo.compression.plan import read_plan
 from terrazzo.compression.proof import NotProved, prove, read_proof
 from terrazzo.compression.recover import RecoverConfig
 from terrazzo.compression.report import why_chosen
 from terrazzo.compression.rows import read_split, split_rows
 from terrazzo.compression.search import SearchOptions
 from terrazzo.compression.sites import sites
+from terrazzo.compression.solver import Unreachable
 from terrazzo.compression.speed import Bench, Here
 from terrazzo.compression.timing import Times, TooNoisy
 from terrazzo.errors import InputError
@@ -278,6 +280,26 @@ def test_an_interrupted_search_goes_on(made, tmp_path, monkeypatch) -> None:
     assert done.proof.speeds.faster >= 5 and len(made_again) == 1  # what was trained; the others lay there
 
 
+def test_what_goes_on_chooses_by_the_times_that_it_began_with(made, tmp_path, monkeypatch) -> None:
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    class Drifting(SimulatedBench):
+        def table(self, runtime, precision):
+            table = super().table(runtime, precision)
+            hours.append(1)
+            return dataclasses.replace(table, remainder_ms=table.remainder_ms * (1 + 0.03 * len(hours)))
+
+    hours, searches = [], []
+    monkeypatch.setattr(pipeline.Compression, "_sure", lambda self, offer: False)
+    monkeypatch.setattr(cutting, "recover", stopped)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            compress(made, tmp_path / "out", Goal(faster=5, drop=30.0), bench=Drifting)
+        searches.append(sorted(file.name for file in (tmp_path / ".out.work").glob("*/search-*")))
+    assert searches[0] == searches[1] and len(hours) == 1
+
+
 SAVE = pipeline.Workshop.save
 
 
@@ -293,15 +315,17 @@ def test_plans_that_run_slower_than_predicted_are_cut_further(made, tmp_path) ->
     assert done.proof.proved and done.proof.speeds.faster >= 2 * cutting._SPARE
 
 
+QUICK = Means(
+    search=SearchOptions(starts=2, failures=1, evaluations=4),
+    loss_rows=50,
+    calibration=64,
+    recover=RecoverConfig(epochs=0.5),
+    gradual=1.6,
+)
+
+
 def test_a_long_way_is_gone_in_rounds(made, tmp_path, monkeypatch) -> None:
-    quick = Means(
-        search=SearchOptions(starts=2, failures=1, evaluations=4),
-        loss_rows=50,
-        calibration=64,
-        recover=RecoverConfig(epochs=0.5),
-        gradual=1.6,
-    )
-    monkeypatch.setitem(pipeline.MEANS, "hours", quick)
+    monkeypatch.setitem(pipeline.MEANS, "hours", QUICK)
     monkeypatch.setattr(pipeline.Compression, "_sure", lambda self, offer: False)
     done, lines = compress(made, tmp_path / "out", Goal(faster=3, drop=49.0), effort="hours")
     said = [line for line in lines if "round" in line]
@@ -313,10 +337,42 @@ def test_a_long_way_is_gone_in_rounds(made, tmp_path, monkeypatch) -> None:
     assert done.proof.proved and done.proof.speeds.faster >= 3
 
 
+def test_where_no_round_has_anything_to_take_all_is_trained_at_once(made, tmp_path, monkeypatch) -> None:
+    def plan(self, ms):
+        if self.cutter.log_rounds:
+            raise Unreachable(-0.01, 0.0)
+        return real(self, ms)
+
+    real = cutting.Round.plan
+    monkeypatch.setitem(pipeline.MEANS, "hours", QUICK)
+    monkeypatch.setattr(pipeline.Compression, "_sure", lambda self, offer: False)
+    monkeypatch.setattr(cutting.Cutter, "log_rounds", False, raising=False)
+    shoot = cutting.Cutter.one_shot
+
+    def one_shot(self, *goal):
+        shot, self.log_rounds = shoot(self, *goal), True
+        return shot
+
+    monkeypatch.setattr(cutting.Cutter, "one_shot", one_shot)
+    monkeypatch.setattr(cutting.Round, "plan", plan)
+    done, lines = compress(made, tmp_path / "out", Goal(faster=3, drop=49.0), effort="hours")
+    assert done.proof.proved and any("in one round" in line for line in lines)
+
+
+def test_few_bits_that_learned_back_say_so(made, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(pipeline.MEANS, "hours", QUICK)
+    monkeypatch.setattr(pipeline.Compression, "_sure", lambda self, offer: False)
+    monkeypatch.setattr(pipeline, "surest", lambda goal, some, *_: some[-1])
+    done, _ = compress(made, tmp_path / "out", Goal(smaller=5, drop=49.0), effort="hours")
+    assert [offer.trained for offer in done.offers] == [False, True]
+    assert read_plan(done.folder / "plan.json").trained
+
+
 def test_as_small_as_asked_by_few_bits(made, tmp_path) -> None:
     done, _ = compress(made, tmp_path / "out", Goal(smaller=5, drop=10.0))
     stored = sum((tmp_path / "out" / name).stat().st_size for name in ("model.packed.safetensors", "head.safetensors"))
     dense = sum(parameter.numel() for parameter in terrazzo.load(made[0]).predictor.model.parameters())
+    assert not read_plan(tmp_path / "out" / "plan.json").trained
     assert (
         done.proof.proved
         and 4 * dense / stored == pytest.approx(done.proof.size.smaller)
@@ -342,6 +398,8 @@ def test_a_noisy_machine_gets_no_proof_of_speed(made, tmp_path, monkeypatch) -> 
     assert read_proof(tmp_path / "out").speeds is None
     quiet = prove(tmp_path / "out", here=True, bench=SimulatedBench)  # what was withheld is written once it is known
     assert quiet.now.proved and read_proof(tmp_path / "out") == quiet.now
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Proved." in page and "Not proved" not in page and "one-shot" in page
     with pytest.raises(NotProved, match="out stays as it was"):
         compress(made, tmp_path / "out", Goal(faster=2.5, drop=5.0))
     assert read_proof(tmp_path / "out") == quiet.now and not read_proof(tmp_path / "out-unproved").proved

@@ -19,6 +19,7 @@ from terrazzo.compression.subject import drop_of, refuse_guessing
 from terrazzo.compression.verified import Verified, differing
 from terrazzo.errors import InputError
 from terrazzo.tasks.label import LabelTask
+from terrazzo.tasks.multi import MultiTask, Problem
 from terrazzo.tasks.regression import RegressionTask
 from terrazzo.tasks.task import Example, Result
 
@@ -31,6 +32,10 @@ def rows(count, again=1, word="Text"):
 
 def said(some, wrong=0):
     return [Result(label="neither" if i < wrong else row.target, score=0.5) for i, row in enumerate(some)]
+
+
+def right_of(some):
+    return [Result(label=row.target, score=0.5) for row in some]
 
 
 def quality(drop=0.5, most=0.8):
@@ -72,6 +77,31 @@ def test_no_changed_answer_is_no_certainty() -> None:
     assert same.most == pytest.approx(100 * 1.645 * math.sqrt(2) / 502)  # and a bootstrap says 0
     many = drop_of(TASK, some, said(some), said(some, wrong=100))
     assert many.most == pytest.approx(20 + 164.5 * math.sqrt(0.16 / 500), abs=0.5)
+
+
+def test_where_classes_count_alike_the_few_rows_of_one_bound_the_drop() -> None:
+    some = [Example(text=f"text {i}", target="yes" if i < 50 else "no") for i in range(2000)]
+    found = drop_of(dataclasses.replace(TASK, metric="f1_binary"), some, right_of(some), right_of(some))
+    lost = 1.645 * math.sqrt(2) / 52 * 50  # of 50 positives, a few that no resample shows
+    assert found.most == pytest.approx(100 * lost / 3 * (1 - 2 * 47 / (2 * 47 + 3)), rel=1e-3) and found.most > 2
+    several = MultiTask(problems=tuple(Problem(name=name, classes=("no", "yes")) for name in "ab"))
+    both = [dataclasses.replace(row, problem="a" if i < 50 else "b") for i, row in enumerate(some)]
+    assert drop_of(several, both, right_of(both), right_of(both)).most == pytest.approx(100 * lost / 50 / 2)
+
+
+def test_small_drops_are_given_the_rows_that_they_need() -> None:
+    with pytest.raises(InputError, match="3,508 rows.*give about 14,028 rows in all"):
+        split_rows(TASK, rows(9_017), None, 0.3, 0)
+    assert len(split_rows(TASK, rows(14_028), None, 0.3, 0).proof) == 6_014
+
+
+def test_a_text_that_is_asked_about_twice_stands_in_one_part() -> None:
+    task = MultiTask(problems=tuple(Problem(name=name, classes=("no", "yes")) for name in "ab"))
+    both = [dataclasses.replace(row, problem=name) for row in rows(2000) for name in ("a", "b")]
+    split = split_rows(task, both, None, 3.0, 0)
+    parts = [{row.text for row in part} for part in (split.learn, split.choose, split.proof)]
+    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    assert not split.beside([dataclasses.replace(row, problem="other") for row in split.proof])
 
 
 def test_rows_are_paired_so_that_shared_mistakes_widen_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -136,8 +137,12 @@ def test_plans_that_cannot_be_met_are_refused() -> None:
         stitch(encoder, levels, {"heads.0": 2})
     with pytest.raises(InputError, match="did you mean 'heads.2'"):
         stitch(encoder, levels, {"heads.3": 2})
-    with pytest.raises(InputError, match="of another shape"):
-        stitch(stitch(encoder, levels, {"units.0": 10}), levels, {"heads.1": 2})
+    moved = copy.deepcopy(encoder)
+    moved.blocks[1].mlp.up.weight.data[0, 0] += 1
+    for other in (stitch(encoder, levels, {"units.0": 10}), moved):
+        for cut in (stitch, masked):
+            with pytest.raises(InputError, match="of another encoder"):
+                cut(other, levels, {"heads.1": 2})
 
 
 def test_matrices_are_the_weights_of_the_blocks() -> None:

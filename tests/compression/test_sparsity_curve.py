@@ -61,3 +61,10 @@ def test_essential_sparsity_ends_at_the_first_level_that_costs_too_much():
     points = [CurvePoint(*pair) for pair in ((0, 0.9), (0.2, 0.91), (0.4, 0.895), (0.6, 0.85), (0.8, 0.9))]
     curve = SparsityCurve(tuple(points))
     assert curve.essential() == 0.4 and curve.essential(0.1) == 0.8 and curve.dense == 0.9
+
+
+def test_a_model_with_zeros_begins_where_they_end(encoder):
+    for view in single_matrices(encoder).values():
+        view.data[:, ::2] = 0
+    curve = sparsity_curve(encoder, lambda pruned: 1.0, (0.1, 0.3, NM(1, 2), 0.8))
+    assert [round(point.sparsity, 3) for point in curve.points] == [0.5, 0.8]

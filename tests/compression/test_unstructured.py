@@ -216,3 +216,11 @@ def test_what_is_pruned_stays_pruned_and_out_of_the_fisher():
     assert abs(sparsity(second.keep) - 0.7) < 1 / 92
     with pytest.raises(InputError, match="block 50 must be a multiple of obert.group 4"):
         ObertConfig(group=4)
+
+
+def test_what_was_removed_before_stays_away_whatever_its_group():
+    weights = {"w": torch.tensor([[0.0, 10, 10, 10, 0.1, 0.1, 0.1, 0.1]])}
+    keep = {"w": weights["w"] != 0}
+    assert magnitude(weights, 0.5, group=4, keep=keep)["w"].tolist() == [[False] + [True] * 3 + [False] * 4]
+    for target in (0.1, NM(6, 8), {"w": 0.25}):
+        assert not magnitude({"w": torch.zeros(1, 8)}, target, keep={"w": torch.arange(8)[None] > 5})["w"][:, :6].any()

@@ -15,7 +15,14 @@ from terrazzo.nn import Encoder, mosaicbert
 from terrazzo.packed import Packed
 from terrazzo.tasks.adapters import LoraConfig, adapter_parameters, add_adapters
 from terrazzo.tasks.label import LabelTask
-from terrazzo.tasks.model import TaskModel, is_task_folder, load_task_model, model_folder, save_task_model
+from terrazzo.tasks.model import (
+    TaskModel,
+    is_task_folder,
+    load_task_model,
+    model_fingerprint,
+    model_folder,
+    save_task_model,
+)
 
 SMALL = {"width": 32, "depth": 2, "num_heads": 2, "mlp_width": 48}
 BATCH = Packed.from_sequences([[2, 6, 7, 3], [2, 9, 3]])
@@ -50,6 +57,13 @@ def test_round_trip_gives_the_same_model_and_draws_nothing(folder, model):
     assert loaded.tokenizer.encode("a b").ids == [2, 5, 6, 3]
     torch.testing.assert_close(loaded.model.eval()(BATCH), model(BATCH), rtol=0, atol=0)
     assert json.loads((folder / "terrazzo.json").read_text())["run"] == "here"
+
+
+def test_another_length_or_threshold_is_another_model(folder):
+    first = model_fingerprint(folder)
+    task = folder / "task.json"
+    task.write_text(task.read_text().replace("64", "32"))
+    assert load_task_model(folder).max_len == 32 and model_fingerprint(folder) != first
 
 
 def test_the_encoder_is_a_model_folder_of_its_own(folder, model):

@@ -111,7 +111,9 @@ class Workshop:
             export_into(out, source, self.calibration(), (runtime,), precision, _TARGET, self.log)
         return runtime, precision
 
-    def packed(self, key: str, name: str, make: Callable[[], Quantised[TaskModel]]) -> Candidate:
+    def packed(
+        self, key: str, name: str, make: Callable[[], Quantised[TaskModel]], *, trained: bool = False
+    ) -> Candidate:
         """The model of few bits that `make` gives, packed on disk; it runs in PyTorch as any other."""
         folder = self.folder / key
         if not (folder / OFFER).is_file():
@@ -119,6 +121,7 @@ class Workshop:
             with tokenizer_file(loaded.tokenizer) as file:
                 save_packed(folder / EXPORTED, quantised, file, max_len=loaded.max_len)
             offer = self.measured(folder / EXPORTED, name, "torch", "fp32", {}, None, quantised.plan.bits)
+            offer = replace(offer, trained=trained)
             write_json_atomic(folder / OFFER, to_dict(offer))
             self.log(f"made      {offer}")
         return Candidate(offer=from_dict(Offer, read_file(folder / OFFER), str(folder)), folder=folder / EXPORTED)

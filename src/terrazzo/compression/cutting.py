@@ -25,7 +25,7 @@ from terrazzo.compression.offers import Offer, Sketch
 from terrazzo.compression.recover import RecoverConfig, recover
 from terrazzo.compression.search import Found, search_plan
 from terrazzo.compression.sensitivity import weighed_errors
-from terrazzo.compression.shrink import planned_config, stitch
+from terrazzo.compression.shrink import planned_config, stitch_unchecked
 from terrazzo.compression.solver import Unreachable, choose_levels
 from terrazzo.compression.statistics import collect, output_projections
 from terrazzo.compression.subject import Subject, batches, drop_of
@@ -105,6 +105,13 @@ class Cutter:
         """The model of `shot`, trained; where the effort is gradual and the way is long, cut and trained in rounds."""
         way = shot.offer.faster / self.first_faster
         rounds = 1 if self.means.gradual is None else _rounds(way, self.means.gradual)
+        try:
+            return self._trained(shot, way, rounds)
+        except Unreachable:  # hardly anything is left that a round could take
+            self.log("recover   in one round: this far the table's sums leave nothing to choose")
+            return self._trained(shot, way, 1)
+
+    def _trained(self, shot: Candidate, way: float, rounds: int) -> Candidate:
         model, sizes = self.first.model, shot.offer.sizes
         for number in range(rounds):
             last = number == rounds - 1
@@ -207,7 +214,7 @@ class Round:
 
     def cut(self, sizes: Mapping[str, int]) -> TaskModel:
         """The model with these sizes, not trained."""
-        return self._dressed(stitch(self.model.encoder, self.database, sizes))
+        return self._dressed(stitch_unchecked(self.model.encoder, self.database, sizes))
 
     def _dressed(self, encoder: Encoder) -> TaskModel:
         small = self.cutter.subject.with_encoder(encoder)

@@ -242,8 +242,13 @@ def check_levels(levels: Mapping[str, Iterable[int]], config: EncoderConfig) -> 
 
 def encoder_fingerprint(encoder: Encoder) -> str:
     """A hash of an encoder's config and of all its numbers."""
-    digest = hashlib.sha256(json.dumps(to_dict(encoder.config), sort_keys=True).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
+    return tensors_fingerprint(encoder.state_dict(), json.dumps(to_dict(encoder.config), sort_keys=True))
+
+
+def tensors_fingerprint(tensors: Mapping[str, Tensor], beside: str = "") -> str:
+    """A hash of all numbers of some tensors, with their names and types, and of what stands beside them."""
+    digest = hashlib.sha256(beside.encode())
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from terrazzo.compression.database import encoder_fingerprint
+from terrazzo.compression.database import encoder_fingerprint, tensors_fingerprint
 from terrazzo.compression.distill import (
     DistillConfig,
     Taps,
@@ -112,7 +112,8 @@ class DistillWorkload:
 
     def describe(self) -> Mapping[str, Any]:
         """What the workload inside says, the teacher and what is learnt from it."""
-        teacher = {"encoder": encoder_fingerprint(self.teacher.encoder), "options": to_dict(self.options)}
+        head = tensors_fingerprint(self.teacher.head.state_dict())
+        teacher = {"encoder": encoder_fingerprint(self.teacher.encoder), "head": head, "options": to_dict(self.options)}
         return {**self.inner.describe(), "teacher": teacher}
 
     def check(self, config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> None:

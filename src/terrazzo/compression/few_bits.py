@@ -50,7 +50,7 @@ class Packer:
     def trained(self, few: Candidate) -> Candidate:
         """The model of `few` after training at its bits."""
         self.log("recover   learning back from the dense model, at these bits...")
-        return self.shop.packed("bits-trained", "mixed bits, distilled", partial(self._rounded, few))
+        return self.shop.packed("bits-trained", "mixed bits, distilled", partial(self._rounded, few), trained=True)
 
     def _made(self, key: str, calibration: Sequence[Packed], budget: int) -> Candidate:
         make = partial(quantise, self.subject.model, calibration, budget=budget)

@@ -24,7 +24,7 @@ from terrazzo.compression.means import MEANS
 from terrazzo.compression.offers import GoalUnreachable, Offer, Sketch
 from terrazzo.compression.plan import Plan, write_plan
 from terrazzo.compression.proof import PROOF, Claim, NotProved, prove_folder, resolved, write_proof
-from terrazzo.compression.report import write_report
+from terrazzo.compression.report import write_frontier, write_report
 from terrazzo.compression.speed import PLAIN, Here, fastest
 from terrazzo.compression.subject import refuse_guessing
 from terrazzo.compression.timing import Times
@@ -163,7 +163,10 @@ class Compression:
     @cached_property
     def table(self) -> LatencyTable:
         self.log(f"propose   what heads and units cost in {self.shop.runtime} {self.precision} on this machine...")
-        return self.bench.table(self.shop.runtime, self.precision)
+        name = f"{self.shop.runtime}-{self.precision}"
+        table = self.place.table(name) or self.bench.table(self.shop.runtime, self.precision)
+        self.place.keep_table(name, table)
+        return table
 
     # choose
 
@@ -252,6 +255,7 @@ class Compression:
             shutil.copytree(chosen.folder, folder, dirs_exist_ok=True)
             write_plan(folder / PLAN, self._plan_of(offer))
             write_proof(folder, proof)
+            write_frontier(folder, self.offers, self.sketches)
             write_report(folder, self.goal, proof, self.offers, self.sketches, out.name)
         self.place.remove()
         for line in proof.lines():

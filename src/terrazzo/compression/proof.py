@@ -21,6 +21,7 @@ from terrazzo.compression.proof_file import (
     unproved,
     write_proof,
 )
+from terrazzo.compression.report import rewrite_report
 from terrazzo.compression.rows import read_split
 from terrazzo.compression.speed import PLAIN, Bench, Here, fastest
 from terrazzo.compression.subject import Drop, Subject, drop_of, open_subject
@@ -119,12 +120,12 @@ def prove(
     Args:
         model, data, held_out: where the dense model and the rows are now, if they moved.
         here: on another machine than the proof's, measure all speeds anew and write the proof of this machine.
-            Speeds that a noisy machine withheld are written as soon as they can be measured.
+            Speeds that a noisy machine withheld are written, and shown on the page, as soon as they can be measured; on
+            one that is too noisy still, the result has none and says so.
         bench: makes what times models.
 
     Raises:
         InputError: no proof, another machine without `here`, or a model or rows that are not those of the proof.
-        TooNoisy: the machine does too much else for speeds to be measured.
     """
     folder, say = Path(folder), log or (lambda line: None)
     before, machine = read_proof(folder), this_machine()
@@ -163,6 +164,7 @@ def prove(
     now = prove_folder(folder, subject, bench(subject, before.on), claim, predicted if same else None)
     if now.speeds is not None and (not same or before.speeds is None):
         write_proof(folder, now)
+        rewrite_report(folder, now)
     return Verified(before=before, now=now, differing=differing(before, now))
 
 

@@ -11,13 +11,42 @@ import numpy as np
 from terrazzo.compression.goal import Goal
 from terrazzo.compression.offers import Offer, Sketch
 from terrazzo.compression.proof_file import Proof
-from terrazzo.provenance import write_text_atomic
+from terrazzo.config import config, from_dict, read_file, to_dict
+from terrazzo.provenance import write_json_atomic, write_text_atomic
 from terrazzo.train.report.charts import Figure, Series, XAxis, chart, columns
 from terrazzo.train.report.cost import machine_of
 from terrazzo.train.report.markup import Child, Html, aside, facts, join, page, section, table, tag
 from terrazzo.train.units import significant
 
-REPORT = "report.html"
+REPORT, FRONTIER = "report.html", "frontier.json"
+_FORMAT = "terrazzo-frontier-1"
+
+
+@config
+class Frontier:
+    """What was made on the way to a goal, kept beside the model that was chosen."""
+
+    offers: tuple[Offer, ...]
+    sketches: tuple[Sketch, ...]
+
+
+def write_frontier(folder: Path, offers: Sequence[Offer], sketches: Sequence[Sketch]) -> None:
+    """Keep what a page shows beside its proof."""
+    frontier = Frontier(offers=tuple(offers), sketches=tuple(sketches))
+    write_json_atomic(folder / FRONTIER, {"format": _FORMAT, **to_dict(frontier)})
+
+
+def rewrite_report(folder: Path, proof: Proof) -> None:
+    """The page of a folder that `write_frontier` knows, with another proof.
+
+    Raises:
+        InputError: a frontier.json that does not parse.
+    """
+    file = folder / FRONTIER
+    if file.is_file():
+        values = {name: value for name, value in read_file(file).items() if name != "format"}
+        found = from_dict(Frontier, values, str(file))
+        write_report(folder, proof.goal, proof, found.offers, found.sketches, folder.resolve().name)
 
 
 def write_report(

@@ -14,7 +14,8 @@ from terrazzo.tasks.rows import read_examples
 from terrazzo.tasks.suspicions import text_key
 from terrazzo.tasks.task import BadRow, Example, Task
 
-#: Rows to choose by, at most, and their share of those held out; rows held out of a file, at most, and their share.
+#: Rows to choose by, at most, and their share of those held out; rows held out of a file, at most (unless a proof needs
+#: more), and their share.
 MOST_CHOOSING, CHOOSING = 1000, 0.25
 MOST_HELD_OUT, HELD_OUT = 5000, 0.5
 #: The least share of answers that compression changes; a proof that needs more rows than this says is hopeless.
@@ -56,8 +57,8 @@ class Split:
 
     def beside(self, texts: Sequence[Example]) -> list[Example]:
         """Those of some rows that stand in no part, each once, without their answers."""
-        known = {text_key(row) for part in (self.learn, self.choose, self.proof) for row in part}
-        return [replace(row, target=None) for row in _once(texts) if text_key(row) not in known]
+        known = {_text(row) for part in (self.learn, self.choose, self.proof) for row in part}
+        return [replace(row, target=None) for row in _once(texts) if _text(row) not in known]
 
 
 def split_rows(
@@ -84,7 +85,8 @@ def split_rows(
         raise InputError("a drop of 0 points cannot be proved by any number of rows: allow some, e.g. --max-drop 0.5")
     learn = _shuffled(rows, seed)
     if held_out is None:
-        judged, learn = _apart(task, learn, min(MOST_HELD_OUT, int(HELD_OUT * len(learn))))
+        most = max(MOST_HELD_OUT, _held_for(rows_to_prove(drop, LEAST_CHANGED)))
+        judged, learn = _apart(task, learn, min(most, int(HELD_OUT * len(learn))))
     else:
         judged, seen = _shuffled(held_out, seed), _seen(task)
         kept = set(map(seen, judged))
@@ -185,11 +187,21 @@ def _whole(rows: Sequence[Example], count: int) -> list[Example]:
 
 def _seen(task: Task) -> Callable[[Example], tuple[str, ...]]:
     """What a model that learned from a row of the task knows of another with the same."""
-    return _context if task.kind == "span" else text_key
+    return _context if task.kind == "span" else _text
+
+
+def _text(row: Example) -> tuple[str, ...]:
+    """The texts of a row, whatever problem they are asked about: a teacher's states tell much of any."""
+    return text_key(row)[:2]
 
 
 def _context(row: Example) -> tuple[str, ...]:
     return text_key(row)[:1]
+
+
+def _held_for(needed: int) -> int:
+    """Rows to hold out so that `needed` of them prove."""
+    return needed + min(MOST_CHOOSING, int(CHOOSING / (1 - CHOOSING) * needed) + 1)
 
 
 def _refuse_few(task: Task, split: Split, drop: float, source: str, judging: str, given: int) -> None:
@@ -203,10 +215,11 @@ def _refuse_few(task: Task, split: Split, drop: float, source: str, judging: str
         )
     needed = rows_to_prove(drop, LEAST_CHANGED)
     if task.kind in ("label", "pair", "multi") and len(split.proof) < needed:
+        held = _held_for(needed)
         more = (
-            f"about {int(needed / (1 - CHOOSING) / HELD_OUT) + 1:,} rows in all, or others with --held-out"
+            f"about {int(held / HELD_OUT):,} rows in all, or others with --held-out"
             if split.same_file
-            else f"about {int(needed / (1 - CHOOSING)) + 1:,} rows in --held-out"
+            else f"about {held:,} rows in --held-out"
         )
         raise InputError(
             f"{judging or source}: {len(split.proof):,} rows are too few to prove a drop of at most {drop:g} points; "

@@ -31,6 +31,12 @@ def stitch(encoder: Encoder, database: Database, plan: Plan) -> Encoder:
     Raises:
         InputError: an unknown site, a size that the database does not have, or a database of another encoder.
     """
+    database.check(encoder)
+    return stitch_unchecked(encoder, database, plan)
+
+
+def stitch_unchecked(encoder: Encoder, database: Database, plan: Plan) -> Encoder:
+    """`stitch` for many plans of one encoder, whose numbers are not compared with the database's each time."""
     levels = _levels(encoder, database, plan)
     state = encoder.state_dict()
     for site, level in levels.items():
@@ -47,6 +53,7 @@ def masked(encoder: Encoder, database: Database, plan: Plan) -> Encoder:
     Raises:
         InputError: as `stitch`.
     """
+    database.check(encoder)
     whole = copy.deepcopy(encoder)
     with torch.no_grad():
         for site, level in _levels(encoder, database, plan).items():

@@ -28,7 +28,7 @@ def sparsegpt(
         gram_II: X X' of the calibration inputs; its scale does not matter.
         target: share of the entries that goes, chosen among those of `step` neighbouring columns, or a pattern.
         damp: share of the mean of the diagonal that is added to it.
-        keep_OI: what an earlier pruning left; the rest stays zero, and counts.
+        keep_OI: what an earlier pruning left; the rest stays zero, and counts among the columns of its step.
 
     Returns:
         the new weights, and True for the entries that stay.
@@ -58,6 +58,8 @@ def sparsegpt(
             scores_OC = _scores(work_OI[:, span], factor_II.diagonal()[span], prior)
             lowest = scores_OC.flatten().topk(count, largest=False, sorted=False).indices
             kept_OI[:, span] = torch.ones_like(scores_OC).flatten().index_fill_(0, lowest, 0).view_as(scores_OC).bool()
+            if prior is not None:
+                kept_OI[:, span] &= prior
         pattern = target if isinstance(target, NM) else None
         errors_OC = _sweep(work_OI[:, span], factor_II[span, span], kept_OI[:, span], prior, pattern)
         work_OI[:, last:] -= errors_OC @ factor_II[span, last:]
@@ -91,7 +93,8 @@ def _sweep(work_OC: Tensor, factor_CC: Tensor, kept_OC: Tensor, prior_OC: Tensor
         if pattern is not None and column % pattern.of == 0:
             group = slice(column, column + pattern.of)
             prior = None if prior_OC is None else prior_OC[:, group]
-            kept_OC[:, group] = pattern_mask(_scores(work_OC[:, group], factor_CC.diagonal()[group], prior), pattern)
+            best = pattern_mask(_scores(work_OC[:, group], factor_CC.diagonal()[group], prior), pattern)
+            kept_OC[:, group] = best if prior is None else best & prior
         kept_O = kept_OC[:, column]
         errors_OC[:, column] = work_OC[:, column].masked_fill(kept_O, 0) / factor_CC[column, column]
         work_OC[:, column].masked_fill_(~kept_O, 0)

@@ -62,7 +62,7 @@ def sparsity_curve(
     Args:
         metric: of the encoder with its zeros, higher is better. To follow the paper, fine-tune in it: the encoder's
             weights may change, its zeros are held at zero meanwhile, and all is as before afterwards.
-        levels: shares of the blocks' weights, or N:M patterns.
+        levels: shares of the blocks' weights, or N:M patterns; those that the encoder's own zeros fill are left out.
 
     Raises:
         InputError: a level outside 0 to 1, a pattern that does not fit, or a metric that is not finite.
@@ -72,7 +72,8 @@ def sparsity_curve(
     before = {name: tensor.detach().clone() for name, tensor in encoder.state_dict().items()}
     views, zeros = single_matrices(encoder), zeros_of(encoder)
     scores = magnitude_scores({name: view.clone() for name, view in views.items()})
-    keeps = [zeros] + [keep_best(scores, level, keep=zeros) for level in levels]
+    pruned = [keep_best(scores, level, keep=zeros) for level in levels]
+    keeps = [zeros] + [keep for keep in pruned if sparsity_of(keep) > sparsity_of(zeros)]
     points = []
     for keep in sorted(keeps, key=sparsity_of):
         masks = Masks(encoder, keep)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from terrazzo.tasks.model import HOW_TO_FINETUNE, LoadedTask, TaskModel
 from terrazzo.tasks.multi import MultiTask
 from terrazzo.tasks.predict import Predictor
 from terrazzo.tasks.regression import RegressionTask
-from terrazzo.tasks.task import Encoded, Example, Result, Task
+from terrazzo.tasks.suspicions import class_key
+from terrazzo.tasks.task import Encoded, Example, Metric, Result, Task
 
 #: Resamples of a drop's interval.
 SAMPLES = 4000
@@ -212,7 +214,10 @@ def drop_of(task: Task, rows: Sequence[Example], dense: Sequence[Result], small:
     _, second = answered(rows, small)
     changed = _changed(examples, first, second)
     told = changed if both.high > both.low else 0.0  # where no resample differs, nothing that counts has changed
-    most = max(one_sided(both), both.value + rare(told, len(examples)))
+    unseen = rare(told, len(examples))
+    if not (isinstance(task, LabelTask) and task.metric == "accuracy"):
+        unseen = max(unseen, rare_in_classes(metric, examples, first, second, told == 0))
+    most = max(one_sided(both), both.value + unseen)
     return Drop(
         dense=100 * metric(examples, first),
         small=100 * metric(examples, second),
@@ -238,6 +243,40 @@ def rare(changed: float | None, rows: int) -> float:
     paired data (2012).
     """
     return 0.0 if changed is None else 1.645 * float(np.sqrt(changed * rows + 2)) / (rows + 2)
+
+
+def rare_in_classes(
+    metric: Metric, rows: Sequence[Example], dense: Sequence[Result], small: Sequence[Result], same: bool
+) -> float:
+    """The same where a metric weighs classes or problems of few rows as much as others: how far it falls if, in one of
+    them, as many more answers are wrong as `rare` says of its own rows.
+
+    Args:
+        same: nothing that counts has changed, as far as resamples tell.
+    """
+    classes: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        if isinstance(row.target, str):
+            classes.setdefault(class_key(row), []).append(place)
+    whole, most = metric(rows, small), 0.0
+    for places in classes.values():
+        right = [small[place].label == rows[place].target for place in places]
+        before = [dense[place].label == rows[place].target for place in places]
+        changed = 0.0 if same else float(np.mean(np.array(right) != np.array(before)))
+        wanted = rare(changed, len(places)) * len(places)
+        spoilt, some = list(small), [place for place, good in zip(places, right, strict=True) if good][: ceil(wanted)]
+        for place in some:
+            spoilt[place] = replace(small[place], label=_other(rows, place))
+        if some:
+            most = max(most, (whole - metric(rows, spoilt)) * min(1.0, wanted / len(some)))
+    return most
+
+
+def _other(rows: Sequence[Example], place: int) -> str | None:
+    """Another class of the row's problem."""
+    row = rows[place]
+    others = (one.target for one in rows if one.problem == row.problem and one.target != row.target)
+    return next((target for target in others if isinstance(target, str)), None)
 
 
 def batches(documents: Sequence[Encoded], tokens: int = _TOKENS) -> Iterator[Packed]:

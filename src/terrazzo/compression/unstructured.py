@@ -39,10 +39,11 @@ Target = float | Mapping[str, float] | NM
 def keep_best(
     scores: Mapping[str, Tensor], target: Target, group: int = 1, keep: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """True for the entries with the highest scores, as many as `target` leaves; what `keep` lacks goes first.
+    """True for the entries with the highest scores, as many as `target` leaves; what `keep` lacks goes first, and stays
+    away where it is more than that.
 
     A share of all entries sets one threshold for all matrices. The number removed is the nearest whole number of
-    groups; a row's last group may be shorter.
+    groups; a row's last group may be shorter. A group that `keep` lacks in part is one with the others, by its score.
 
     Args:
         group: neighbours in a row that go together and have one score.
@@ -51,7 +52,8 @@ def keep_best(
         InputError: a share outside 0 to 1, a matrix without one, or rows that a pattern does not divide.
     """
     if keep is not None:
-        scores = {name: score.masked_fill(~keep[name], -torch.inf) for name, score in scores.items()}
+        scores = {name: score.masked_fill(~_alive(keep[name], group), -torch.inf) for name, score in scores.items()}
+        return {name: mask & keep[name] for name, mask in keep_best(scores, target, group).items()}
     if isinstance(target, NM):
         return {name: pattern_mask(score, target, name) for name, score in scores.items()}
     if isinstance(target, Mapping):
@@ -60,6 +62,11 @@ def keep_best(
             raise InputError(f"sparsity: there is none for {missing[0]}")
         return {name: _keep_share({name: score}, target[name], group)[name] for name, score in scores.items()}
     return _keep_share(scores, target, group)
+
+
+def _alive(keep_OI: Tensor, group: int) -> Tensor:
+    """Whether anything of an entry's group is kept."""
+    return keep_OI if group == 1 else _grouped(keep_OI.float(), group) > 0
 
 
 def pattern_mask(score_OI: Tensor, pattern: NM, name: str = "matrix") -> Tensor:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from terrazzo.checkpoint.atomic import usable
 from terrazzo.compression.asked import Asked
+from terrazzo.compression.latency import LatencyTable
 from terrazzo.compression.means import Means
 from terrazzo.compression.proof_file import PROOF, read_proof
-from terrazzo.compression.report import REPORT
+from terrazzo.compression.report import FRONTIER, REPORT
 from terrazzo.compression.timing import Times
 from terrazzo.config import from_dict, read_file, to_dict
 from terrazzo.errors import InputError
@@ -71,6 +72,16 @@ class Workplace:
     def keep_times(self, times: Times) -> None:
         """Remember them, so that what goes on later aims at the same."""
         write_json_atomic(self.folder / _TIMES, to_dict(times))
+
+    def table(self, name: str) -> LatencyTable | None:
+        """The latency table, fitted to times of one hour, by which an interrupted compression chose."""
+        file = self.folder / f"table-{name}.json"
+        return from_dict(LatencyTable, read_file(file), str(file)) if file.is_file() else None
+
+    def keep_table(self, name: str, table: LatencyTable) -> None:
+        """Remember it, so that what goes on later chooses the same; a run that makes nothing has no place for it."""
+        if self.folder.is_dir():
+            write_json_atomic(self.folder / f"table-{name}.json", to_dict(table))
 
     def remove(self) -> None:
         """All work for the folder, whatever it was for."""
@@ -150,7 +161,7 @@ def _known(out: Path) -> set[str]:
     """The files of an earlier compression in `out`."""
     if not (out / PROOF).is_file():
         return set()
-    known = {PROOF, PLAN, REPORT, *(file.name for file in model_files(out))}
+    known = {PROOF, PLAN, REPORT, FRONTIER, *(file.name for file in model_files(out))}
     if is_exported(out):
         files = read_values(out / RECORD).get("files")
         known |= {RECORD, *(files if isinstance(files, dict) else ())}

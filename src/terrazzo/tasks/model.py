@@ -233,10 +233,10 @@ def model_folder(path: str | Path) -> Path:
 
 
 def model_fingerprint(model: Path) -> str:
-    """A hash of a model folder's weights, architecture and tokenizer."""
-    digest = hashlib.sha256()
+    """A hash of a model folder's weights, architecture, tokenizer and task (its classes, threshold, length)."""
+    digest, named = hashlib.sha256(), (CONFIG, "tokenizer.json", "vocab.txt", TASK)
     for path in sorted(model.iterdir()):
-        if path.suffix in (".safetensors", ".bin") or path.name in ("config.json", "tokenizer.json", "vocab.txt"):
+        if path.suffix in (".safetensors", ".bin") or path.name in named:
             with open(path, "rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
