@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,12 @@ def test_of_all_that_reach_the_goal_the_surest_is_proved() -> None:
     assert surest(goal, [trained, slow], 0.3) is None
     better = candidate("better", 0.1, 1.3)
     assert surest(goal, [shot, better], 1.0) is shot and surest(goal, [shot, better], 0.3) is better
+
+
+def test_a_goal_at_the_end_of_the_axis_is_named_in_full(tmp_path) -> None:
+    offers = [candidate("whole", 0.1, 0.2, faster=3.1).offer]
+    page = write_report(tmp_path, Goal(faster=3), None, offers, [], "it").read_text()
+    assert re.search(r'class="marks"><span style="right:[0-9.]+%;max-width:[7-9][0-9.]+%">asked: 3×</span>', page)
 
 
 def test_a_time_that_was_asked_for_is_drawn_as_a_speed(tmp_path) -> None:

@@ -173,8 +173,11 @@ def _svg(*children: Html) -> Html:
 
 
 def _names(marks: Sequence[tuple[float, str]], x_scale: Scale) -> Html | None:
-    """Names of the marks, each with the room up to the next mark."""
+    """Names of the marks, each with the room up to the next mark; of one far to the right, to its left."""
     places = [100 * float(x_scale(x)) for x, _ in marks]
+    if len(marks) == 1 and places[0] > 75:
+        alone = tag("span", marks[0][1], style=f"right:{100 - places[0]:.2f}%;max-width:{places[0]:.2f}%")
+        return tag("div", alone, class_="marks")
     rooms = [b - a for a, b in zip(places, [*places[1:], 100.0], strict=True)] if marks else []
     names = [
         tag("span", name, style=f"left:{place:.2f}%;max-width:{room:.2f}%")
