@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from terrazzo.compression.candidates import Candidate, surest
 from terrazzo.compression.goal import Goal
 from terrazzo.compression.offers import Offer
+from terrazzo.compression.pipeline import Compression
 from terrazzo.compression.proof_file import Proof, Quality, Size, Speeds, unproved
 from terrazzo.compression.report import write_report
 from terrazzo.compression.rows import split_rows
@@ -177,6 +180,19 @@ def test_of_all_that_reach_the_goal_the_surest_is_proved() -> None:
     assert surest(goal, [trained, slow], 0.3) is None
     better = candidate("better", 0.1, 1.3)
     assert surest(goal, [shot, better], 1.0) is shot and surest(goal, [shot, better], 0.3) is better
+
+
+def test_what_looks_good_by_chance_is_neither_sure_nor_preferred() -> None:
+    goal = Goal(faster=3, drop=1.0)
+    lucky, taught, worse = (candidate(name, drop, high) for name, drop, high in
+                            (("shot", -0.2, 0.9), ("taught", 0.3, 1.1), ("worse", 0.95, 1.8)))  # fmt: skip
+    taught, worse = (
+        dataclasses.replace(one, offer=dataclasses.replace(one.offer, trained=True)) for one in (taught, worse)
+    )
+    assert surest(goal, [lucky, taught], 0.3) is taught and surest(goal, [lucky, worse], 0.3) is lucky
+    sure = partial(Compression._sure, SimpleNamespace(goal=goal))
+    assert lucky.offer.drop_high < goal.drop and not sure(lucky.offer)
+    assert sure(candidate("int8", -0.4, 0.1).offer)
 
 
 def test_a_goal_at_the_end_of_the_axis_is_named_in_full(tmp_path) -> None:

@@ -170,6 +170,9 @@ class Workshop:
 def surest(goal: Goal, made: Sequence[Candidate], share: float, spare: float = 0.0) -> Candidate | None:
     """Of the candidates that reach a goal the one that most likely is proved: of the least upper end of its drop.
 
+    One that learned back is taken unless another is better by more than chance, to which the best of several cuts owes
+    some of its figure.
+
     Args:
         share: rows to choose by for each row to prove by, by whose root the interval is going to shrink.
         spare: the share of the speed that may be missing.
@@ -178,4 +181,7 @@ def surest(goal: Goal, made: Sequence[Candidate], share: float, spare: float = 0
     def most(one: Candidate) -> float:
         return one.offer.drop + (one.offer.drop_high - one.offer.drop) * math.sqrt(share)
 
-    return min((one for one in made if one.offer.meets(goal, spare)), key=most, default=None)
+    reaching = [one for one in made if one.offer.meets(goal, spare)]
+    best = min(reaching, key=most, default=None)
+    taught = min((one for one in reaching if one.offer.trained), key=most, default=best)
+    return best if best is None or taught is None or taught.offer.drop > best.offer.drop_high else taught
