@@ -200,7 +200,7 @@ def rows_of(
         if ORDERS[name].effort == "minutes" and "cpu_seconds" in record
     }
     if seconds:
-        note = f"CPU time on one core, training included, because other work ran beside it; of {', '.join(seconds)}"
+        note = f"CPU time on one core, training included, because other work may run beside it; of {', '.join(seconds)}"
         rows.append(
             Row(
                 id="K8",

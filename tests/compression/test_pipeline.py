@@ -399,7 +399,7 @@ def test_a_noisy_machine_gets_no_proof_of_speed(made, tmp_path, monkeypatch) -> 
     quiet = prove(tmp_path / "out", here=True, bench=SimulatedBench)  # what was withheld is written once it is known
     assert quiet.now.proved and read_proof(tmp_path / "out") == quiet.now
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Proved." in page and "Not proved" not in page and "one-shot" in page
+    assert "Proved." in page and "Not proved" not in page and "ZipLM, fp32, one-shot" in page
     with pytest.raises(NotProved, match="out stays as it was"):
         compress(made, tmp_path / "out", Goal(faster=2.5, drop=5.0))
     assert read_proof(tmp_path / "out") == quiet.now and not read_proof(tmp_path / "out-unproved").proved

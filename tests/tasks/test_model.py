@@ -59,7 +59,7 @@ def test_round_trip_gives_the_same_model_and_draws_nothing(folder, model):
     assert json.loads((folder / "terrazzo.json").read_text())["run"] == "here"
 
 
-def test_another_length_or_threshold_is_another_model(folder):
+def test_another_length_is_another_model(folder):
     first = model_fingerprint(folder)
     task = folder / "task.json"
     task.write_text(task.read_text().replace("64", "32"))

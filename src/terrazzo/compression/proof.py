@@ -137,7 +137,10 @@ def prove(
         )
     source = _opened(folder, before, model)
     if model_fingerprint(model_folder(source.folder)) != before.model_fingerprint:
-        raise InputError(f"{source.folder}: is not the model that {folder} was made from: name it with --model")
+        raise InputError(
+            f"{source.folder}: is not the model that {folder} was made from (weights, tokenizer or task.json differ): "
+            "name that one with --model"
+        )
     assert source.task is not None
     rows, judging = str(data or before.data), held_out or before.held_out
     for name, option in ((rows, "--data"), (judging, "--held-out")):

@@ -121,9 +121,10 @@ def _frontier(goal: Goal, proof: Proof | None, offers: Sequence[Offer], sketches
     sizes = [_dot("dense", 1.0, 0.0), *(_dot(one.name, one.smaller, one.drop) for one in offers)]
     bound = [] if goal.smaller is None else [(goal.smaller, f"asked: {goal.smaller:g}×")]
     right = chart(Figure(f"{title}, against size", "", tall=True), small, sizes, bound)
+    points = "point" if goal.drop == 1 else "points"
     allowed = tag(
         "p",
-        f"Allowed: {goal.drop:g} points. Dots are models that were made and measured; the line is one-shot "
+        f"Allowed: {goal.drop:g} {points}. Dots are models that were made and measured; the line is one-shot "
         "models whose speed is predicted from the latency table. The dense model is at 1×, 0 points.",
         class_="aside",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
@@ -22,7 +22,7 @@ from terrazzo.tasks.batches import by_budget, collate
 from terrazzo.tasks.export import Source, open_source
 from terrazzo.tasks.label import LabelTask
 from terrazzo.tasks.labelled import LabelledRows
-from terrazzo.tasks.metrics import Interval, answered, bootstrap, bootstrap_difference
+from terrazzo.tasks.metrics import Interval, SumMetric, answered, bootstrap, bootstrap_difference
 from terrazzo.tasks.model import HOW_TO_FINETUNE, LoadedTask, TaskModel
 from terrazzo.tasks.multi import MultiTask
 from terrazzo.tasks.predict import Predictor
@@ -258,18 +258,35 @@ def rare_in_classes(
     for place, row in enumerate(rows):
         if isinstance(row.target, str):
             classes.setdefault(class_key(row), []).append(place)
-    whole, most = metric(rows, small), 0.0
+    fall, most = _fall(metric, rows, small), 0.0
     for places in classes.values():
         right = [small[place].label == rows[place].target for place in places]
         before = [dense[place].label == rows[place].target for place in places]
         changed = 0.0 if same else float(np.mean(np.array(right) != np.array(before)))
         wanted = rare(changed, len(places)) * len(places)
-        spoilt, some = list(small), [place for place, good in zip(places, right, strict=True) if good][: ceil(wanted)]
-        for place in some:
-            spoilt[place] = replace(small[place], label=_other(rows, place))
+        some = [place for place, good in zip(places, right, strict=True) if good][: ceil(wanted)]
         if some:
-            most = max(most, (whole - metric(rows, spoilt)) * min(1.0, wanted / len(some)))
+            spoilt = {place: replace(small[place], label=_other(rows, place)) for place in some}
+            most = max(most, fall(spoilt) * min(1.0, wanted / len(some)))
     return most
+
+
+def _fall(
+    metric: Metric, rows: Sequence[Example], results: Sequence[Result]
+) -> Callable[[Mapping[int, Result]], float]:
+    """How far a metric falls if a few results are others; of one made of sums, those rows alone are counted anew."""
+    if not isinstance(metric, SumMetric):
+        whole = metric(rows, results)
+        return lambda others: whole - metric(rows, [others.get(place, one) for place, one in enumerate(results)])
+    each_NK = metric.rows(rows, results)
+    sums_K = each_NK.sum(0)
+
+    def fall(others: Mapping[int, Result]) -> float:
+        places = list(others)
+        changed_NK = metric.rows([rows[place] for place in places], list(others.values()))
+        return float(metric.total(sums_K) - metric.total(sums_K + (changed_NK - each_NK[places]).sum(0)))
+
+    return fall
 
 
 def _other(rows: Sequence[Example], place: int) -> str | None:
